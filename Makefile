@@ -1,0 +1,39 @@
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+.PHONY: help run test check protos bench clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+run: .venv/site ## Install, start the whole stack, answer a first chat, keep serving
+	@exec $(PY) manage.py up
+
+test: .venv/dev ## Install what tests need and pass them all
+	$(PY) -m pytest
+
+check: .venv/dev ## Lint, types, import contracts, migrations and stubs in step
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	$(PY) manage.py makemigrations --check --dry-run
+	$(PY) tests/check_protos.py
+
+protos: .venv/dev ## Regenerate the gRPC stubs
+	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \
+		--mypy_out=. --mypy_grpc_out=. protos/inference.proto
+
+bench: .venv/dev ## Measure tokens/s and time to first token at 1, 8 and 32 streams
+	$(PY) -m tests.bench
+
+clean: ## Remove the virtual environment and all state
+	rm -rf .venv var
+
+.venv/site: requirements.txt gpu_daemon/requirements.txt
+	test -x $(PY) || python3.11 -m venv .venv || python3 -m venv .venv
+	.venv/bin/pip install --disable-pip-version-check -r requirements.txt
+	touch $@
+
+.venv/dev: tests/requirements.txt .venv/site
+	.venv/bin/pip install --disable-pip-version-check -r tests/requirements.txt
+	touch $@

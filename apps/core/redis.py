@@ -1,0 +1,51 @@
+"""The one Redis client factory, and the one way Lua is run.
+
+Connections are made with `protocol=3` and decoded responses. A task that is cancelled while a command is in flight
+must not hand its connection back (CVE-2023-28858): redis-py from 4.5.5 disconnects it, which is why the pin is newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+
+
+def connect(url: str) -> Redis:
+    """A client with its own pool. One per process and event loop; close it with `aclose()`."""
+    return Redis.from_url(
+        url,
+        protocol=3,
+        decode_responses=True,
+        socket_connect_timeout=2,
+        health_check_interval=15,
+        client_name="inference-stack",
+    )
+
+
+class LuaScript:
+    """A Lua file that documents its keys in its header. Runs by hash, and sends the text again when Redis forgot it.
+
+    `libraries` are Lua files of local functions put in front of it, so that one transition can span two owners' keys.
+    """
+
+    def __init__(self, path: Path, *libraries: Path) -> None:
+        self.path = path
+        self.libraries = libraries
+
+    @cached_property
+    def source(self) -> str:
+        return "\n".join(part.read_text() for part in (*self.libraries, self.path))
+
+    async def __call__(self, redis: Redis, *, keys: Sequence[str], args: Sequence[str | int | float | bytes]) -> Any:
+        return await AsyncScript(redis, self.source)(keys=list(keys), args=list(args))
+
+
+async def server_time_ms(redis: Redis) -> int:
+    """Redis server time: the one clock that deadlines, leases and quotas are measured by."""
+    seconds, micros = await redis.time()
+    return int(seconds) * 1000 + int(micros) // 1000

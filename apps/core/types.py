@@ -1,0 +1,252 @@
+"""The nouns that every app shares. Frozen, and importing nothing of the project.
+
+Units are in the names: `_ms` milliseconds, `_tokens` counts. Times are Redis server time in milliseconds since the
+epoch unless a name says otherwise, so that no two machines' clocks are ever compared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+
+
+class FinishReason(StrEnum):
+    """Why one choice ended. `STOP` and `LENGTH` are successes and reach the client by these names."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+
+
+class Outcome(StrEnum):
+    """How one request ended. Every accepted request reaches exactly one; `REFUSED` never entered the queue."""
+
+    SUCCEEDED = "succeeded"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+    FAILED = "failed"
+    REFUSED = "refused"
+
+
+class Priority(IntEnum):
+    """Scheduling class, lowest first. Its boost is `settings.SCHEDULER.boost_ms[priority]`."""
+
+    FLEX = 0
+    DEFAULT = 1
+    PRIORITY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How each choice of a request is drawn. Already validated; `seed` is always set, so a replay draws the same."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0: no limit
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    top_logprobs: int | None = None  # None: no logprobs; 0: the chosen token's only
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One accepted unit of work: `len(prompts) * n` choices that finish, settle and are charged together.
+
+    Choice `i` continues `prompts[i // n]`. `prompts` holds token ids, never text.
+    """
+
+    id: str
+    org_id: str
+    key_id: str
+    model: str
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: SamplingParams
+    n: int = 1
+    priority: Priority = Priority.DEFAULT
+    weight: float = 1.0  # the organization's fair share, relative to others
+    cost_ms: float = 0.0  # predicted, see apps/scheduler/cost.py
+    queue_timeout_ms: int = 60_000  # from enqueue to lease
+    total_timeout_ms: int = 600_000  # from enqueue to the end
+    stream: bool = False
+
+    @property
+    def num_choices(self) -> int:
+        return len(self.prompts) * self.n
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return sum(len(prompt) for prompt in self.prompts)
+
+    @property
+    def max_total_tokens(self) -> int:
+        """The most this request can be charged: what quota reserves."""
+        return self.num_prompt_tokens * self.n + self.num_choices * self.sampling.max_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens charged. `prompt_tokens` counts each prompt once, as OpenAI does with `n` above 1."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log probability of one token, with its likeliest alternatives as (id, logprob), best first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+# --- What a daemon says: ids only -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceDelta:
+    """What one step added to one choice. `first_index` is the index of `token_ids[0]` among the choice's tokens."""
+
+    request_id: str
+    attempt: int
+    choice: int
+    first_index: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+    finish_reason: FinishReason | None = None
+    cached_tokens: int = 0  # prompt tokens not recomputed; set with the first delta
+    error: str = ""  # a code, set only with finish_reason FAILED
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutput:
+    """All that one engine step produced for one caller: one message a step, never one a token."""
+
+    step: int
+    deltas: tuple[SequenceDelta, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentModel:
+    """A model in a worker's memory. The `_ms` figures are measured by the worker and feed the cost model."""
+
+    model: str
+    state: str  # "loading", "ready", "unloading", "failed"
+    progress: float = 1.0  # of the load, 0 to 1
+    error: str = ""
+    max_model_len: int = 0
+    running: int = 0
+    waiting: int = 0
+    max_running: int = 0
+    kv_blocks_total: int = 0
+    kv_blocks_free: int = 0
+    weight_bytes: int = 0
+    prefill_ms_per_token: float = 0.0
+    decode_ms_per_token: float = 0.0  # one sequence's share of a step at the usual batch
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSnapshot:
+    """A worker's self-reported load, as the router sees it."""
+
+    worker_id: str
+    address: str
+    epoch: int
+    step: int
+    device: str
+    mode: str
+    draining: bool
+    memory_total_bytes: int
+    memory_free_bytes: int
+    models: tuple[ResidentModel, ...] = ()
+    seen_ms: int = 0
+
+    def resident(self, model: str) -> ResidentModel | None:
+        return next((m for m in self.models if m.model == model), None)
+
+
+# --- What a client's stream carries: the entries of a request's event log --------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """New text of one choice. `token_ids` may be longer than `text` shows: bytes of an unfinished character wait."""
+
+    choice: int
+    first_index: int
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceFinished:
+    choice: int
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class RequestFinished:
+    """The terminal event: the last of every accepted request, exactly once."""
+
+    outcome: Outcome
+    usage: Usage
+    error_code: str = ""
+    error_message: str = ""
+    timing: dict[str, float] = field(default_factory=dict)  # queue_ms, ttft_ms, total_ms
+
+
+Event = TextDelta | ChoiceFinished | RequestFinished
+
+
+# --- Who asks ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaLimits:
+    """An organization's limits; None is no limit. A minute is the last 60 s; days and months are UTC calendar ones."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent_requests: int | None = None
+    tokens_per_day: int | None = None
+    tokens_per_month: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is asking and what they may do. Carries ids only: never a secret, never a database row."""
+
+    org_id: str
+    key_id: str  # "session" for a signed-in console user
+    scopes: frozenset[str]
+    limits: QuotaLimits
+    weight: float = 1.0
+    max_priority: Priority = Priority.DEFAULT
+    allowed_models: frozenset[str] | None = None  # None: all
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimitState:
+    """What the `x-ratelimit-*` headers say. `reset` figures are milliseconds until the window is empty again."""
+
+    limit_requests: int | None = None
+    remaining_requests: int | None = None
+    reset_requests_ms: int = 0
+    limit_tokens: int | None = None
+    remaining_tokens: int | None = None
+    reset_tokens_ms: int = 0

@@ -1,0 +1,61 @@
+"""Configuration: read once from the environment into a frozen object, and refused loudly by name.
+
+Order: the process environment, then `.env`, then `var/run/stack.env`, which `manage.py up` writes for the services it
+embeds, so that every other command finds them. docs/configuration.md lists each variable.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VAR_DIR = Path(os.environ.get("VAR_DIR", BASE_DIR / "var")).resolve()
+STACK_ENV = VAR_DIR / "run" / "stack.env"
+
+
+class Env(BaseSettings):
+    """Every variable the site reads. Durations are milliseconds where the name says `_ms`."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", env_file=(STACK_ENV, BASE_DIR / ".env"), env_ignore_empty=True
+    )
+
+    # The three stores. `manage.py up` embeds those that are not given.
+    database_url: str = Field("", description="postgresql://user:password@host:port/name")
+    redis_url: str = Field("", description="redis://, rediss:// or unix://")
+    clickhouse_url: str = Field("", description="http://user:password@host:8123/database")
+
+    # The gateway.
+    secret_key: SecretStr = Field(SecretStr(""), description="Django's signing key")
+    port: int = Field(8000, ge=1, le=65535)
+    bind: str = "127.0.0.1"
+    debug: bool = False
+    allowed_hosts: str = Field("localhost,127.0.0.1,[::1]", description="comma-separated host names")
+    allowed_origins: str = Field("", description="comma-separated origins, besides our own, for WebSocket and CORS")
+    log_level: str = "INFO"
+    max_body_bytes: int = 1 << 20
+    sse_keep_alive_ms: int = 5_000
+    metrics_token: SecretStr = Field(SecretStr(""), description="bearer token that may scrape /metrics")
+
+    # The scheduler.
+    queue_max_requests: int = Field(1_000, description="waiting requests a lane holds before it refuses")
+    queue_max_requests_per_org: int = 500
+    queue_max_drain_ms: int = Field(300_000, description="predicted wait above which a lane refuses")
+    queue_timeout_ms: int = 60_000
+    total_timeout_ms: int = 600_000
+    lease_ms: int = 5_000
+    max_attempts: int = 2
+    batch_window_ms: int = Field(4, description="how long the collector may hold a request while every worker is busy")
+    events_ttl_ms: int = Field(600_000, description="how long a finished request's events can be read again")
+
+    # The fleet.
+    daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
+    models_dir: Path = VAR_DIR / "models"
+    worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
+
+
+ENV = Env()
