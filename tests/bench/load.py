@@ -17,10 +17,28 @@ from typing import Any
 
 import httpx
 
-WORDS = (
-    "river stone quiet market ledger copper window garden signal orbit harbor winter method copper lantern paper "
-    "cloud valley engine mirror"
-).split()
+WORDS = [
+    "river",
+    "stone",
+    "quiet",
+    "market",
+    "ledger",
+    "copper",
+    "window",
+    "garden",
+    "signal",
+    "orbit",
+    "harbor",
+    "winter",
+    "method",
+    "copper",
+    "lantern",
+    "paper",
+    "cloud",
+    "valley",
+    "engine",
+    "mirror",
+]
 
 
 @dataclass(frozen=True)
