@@ -1,0 +1,36 @@
+-- Leases the next requests of a lane to a worker, as many as its free sequences allow.
+-- ARGV: lane, worker, max_sequences (the worker's bound), limit (requests), lease_ms
+-- Returns a list of {id, attempt, payload, ms left of its total timeout}
+local lane, worker, bound = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local now, leased = now_ms(), {}
+local busy = tonumber(redis.call('HGET', 'busy', worker) or 0)
+for _ = 1, tonumber(ARGV[4]) do
+  local member = redis.call('ZRANGEBYSCORE', 'promote:' .. lane, '-inf', number(now), 'LIMIT', 0, 1)[1]
+    or redis.call('ZRANGE', 'lane:' .. lane, 0, 0)[1]
+  if not member then break end
+  local id = string.sub(member, 18)
+  local key = 'request:' .. id
+  local r = fields(key)
+  if r.state ~= 'waiting' or r.member ~= member then
+    -- An entry that no request stands behind: written by hand, or left by a flush.
+    redis.call('ZREM', 'lane:' .. lane, member)
+    redis.call('ZREM', 'promote:' .. lane, member)
+    redis.call('INCR', 'quarantined')
+  else
+    local choices = tonumber(r.choices)
+    if busy > 0 and busy + choices > bound then break end
+    busy = busy + choices
+    leave_lane(r)
+    local attempt = redis.call('HINCRBY', key, 'attempt', 1)
+    redis.call('HSET', key, 'state', 'running', 'worker', worker)
+    redis.call('HSETNX', key, 'leased_ms', number(now))
+    redis.call('ZADD', 'leases', number(now + tonumber(ARGV[5])), id)
+    redis.call('ZADD', 'deadlines', r.deadline_ms, id)
+    redis.call('HINCRBY', 'busy', worker, choices)
+    redis.call('HINCRBY', 'depth', 'running:' .. lane, 1)
+    local virtual = tonumber(redis.call('HGET', 'fair:' .. lane, 'V') or 0)
+    redis.call('HSET', 'fair:' .. lane, 'V', number(math.max(virtual, tonumber(r.start))))
+    leased[#leased + 1] = { id, attempt, r.payload, math.max(1, math.floor(tonumber(r.deadline_ms) - now)) }
+  end
+end
+return leased
