@@ -6,11 +6,14 @@ must not hand its connection back (CVE-2023-28858): redis-py from 4.5.5 disconne
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
+from django.conf import settings
 from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 
@@ -49,3 +52,14 @@ async def server_time_ms(redis: Redis) -> int:
     """Redis server time: the one clock that deadlines, leases and quotas are measured by."""
     seconds, micros = await redis.time()
     return int(seconds) * 1000 + int(micros) // 1000
+
+
+_CLIENTS: WeakKeyDictionary[asyncio.AbstractEventLoop, Redis] = WeakKeyDictionary()
+
+
+def shared() -> Redis:
+    """This process's client for the running event loop, made at first use from `settings.ENV.redis_url`."""
+    loop = asyncio.get_running_loop()
+    if loop not in _CLIENTS:
+        _CLIENTS[loop] = connect(settings.ENV.redis_url)
+    return _CLIENTS[loop]
