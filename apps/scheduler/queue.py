@@ -1,0 +1,140 @@
+"""The only writer of the queue's keys. lua/common.lua lists them; every function here is one atomic transition."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from django.conf import settings
+from redis.asyncio import Redis
+
+from apps.accounts.quota import SETTLE_LUA
+from apps.core.redis import LuaScript
+from apps.core.types import InferenceRequest, Outcome
+from apps.scheduler.codec import Garbled, decode_request, encode_request
+from apps.scheduler.cost import Cost
+from apps.scheduler.policy import BOOST_MS, MAX_WAIT_MS
+
+_LUA = Path(__file__).parent / "lua"
+_COMMON, _END = _LUA / "common.lua", _LUA / "end_request.lua"
+_ENQUEUE = LuaScript(_LUA / "enqueue.lua", _COMMON)
+_LEASE = LuaScript(_LUA / "lease.lua", _COMMON)
+_EMIT = LuaScript(_LUA / "emit.lua", _COMMON)
+_RENEW = LuaScript(_LUA / "renew.lua", _COMMON)
+_FINISH = LuaScript(_LUA / "finish.lua", _COMMON, SETTLE_LUA, _END)
+_REQUEUE = LuaScript(_LUA / "requeue.lua", _COMMON, SETTLE_LUA, _END)
+_REAP = LuaScript(_LUA / "reap.lua", _COMMON, SETTLE_LUA, _END)
+
+REAP_LIMIT = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A request that this dispatcher runs until it ends, fails or the lease lapses. `attempt` fences it."""
+
+    request: InferenceRequest
+    attempt: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emission:
+    """What one step produced for one request: (choice, first_index, count, encoded event) for each delta."""
+
+    request_id: str
+    attempt: int
+    cached_tokens: int
+    deltas: tuple[tuple[int, int, int, str], ...]
+
+
+async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, workers: int) -> tuple[str, int]:
+    """("admitted" or the bound it would break, the lane's predicted drain in ms)."""
+    env = settings.ENV
+    verdict, drain_ms = await _ENQUEUE(
+        redis,
+        keys=[],
+        args=[
+            request.id, request.model, request.org_id, request.key_id, encode_request(request),
+            request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
+            request.weight, BOOST_MS[request.priority], request.queue_timeout_ms, request.total_timeout_ms,
+            MAX_WAIT_MS[request.priority], env.queue_max_requests, env.queue_max_requests_per_org,
+            env.queue_max_drain_ms, workers, int(request.priority), int(request.stream),
+        ],
+    )  # fmt: skip
+    return verdict, int(drain_ms)
+
+
+async def lease(redis: Redis, *, lane: str, worker: str, max_sequences: int, limit: int) -> list[Lease]:
+    """The next requests of the lane, leased to the worker. What cannot be read is failed here, and harms nobody."""
+    rows = await _LEASE(redis, keys=[], args=[lane, worker, max_sequences, limit, settings.ENV.lease_ms])
+    leases = []
+    for request_id, attempt, payload, timeout_ms in rows:
+        try:
+            leases.append(Lease(decode_request(payload), int(attempt), int(timeout_ms)))
+        except Garbled:
+            message = "The queue's record of this request was damaged. Send it again."
+            await finish(redis, request_id, Outcome.FAILED, code="damaged_record", message=message)
+    return leases
+
+
+async def emit(redis: Redis, emissions: Sequence[Emission]) -> list[str]:
+    """Publishes one step. Returns the ids whose lease is no longer ours."""
+    items = [[e.request_id, e.attempt, e.cached_tokens, e.deltas] for e in emissions]
+    refused: list[str] = await _EMIT(redis, keys=[], args=[settings.ENV.lease_ms, json.dumps(items)])
+    return refused
+
+
+async def renew(redis: Redis, held: Iterable[tuple[str, int]]) -> list[str]:
+    """Returns the ids whose lease is no longer ours."""
+    flat = [part for pair in held for part in pair]
+    lost: list[str] = await _RENEW(redis, keys=[], args=[settings.ENV.lease_ms, *flat])
+    return lost
+
+
+async def finish(
+    redis: Redis, request_id: str, outcome: Outcome, *, attempt: int = -1, code: str = "", message: str = ""
+) -> bool:
+    """Ends a request. True when this call did; False when it had ended, is unknown, or `attempt` is stale."""
+    args = [request_id, attempt, outcome.value, code, message, settings.ENV.events_ttl_ms]
+    return bool(await _FINISH(redis, keys=[], args=args))
+
+
+async def requeue(redis: Redis, held: Iterable[tuple[str, int]]) -> int:
+    """Gives leases back after their worker failed. Returns how many requests wait again or failed for good."""
+    flat = [part for pair in held for part in pair]
+    if not flat:
+        return 0
+    return int(await _REQUEUE(redis, keys=[], args=[settings.ENV.max_attempts, settings.ENV.events_ttl_ms, *flat]))
+
+
+async def reap(redis: Redis) -> int:
+    """Ends what is past its deadline, gives back what is past its lease. Returns how many requests it moved."""
+    ended, lapsed = await _REAP(redis, keys=[], args=[settings.ENV.events_ttl_ms, REAP_LIMIT])
+    pairs = list(zip(lapsed[::2], map(int, lapsed[1::2]), strict=True))
+    return int(ended) + await requeue(redis, pairs)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneDepth:
+    waiting: int
+    running: int
+    work_ms: float
+
+
+async def depths(redis: Redis) -> tuple[dict[str, LaneDepth], dict[str, int]]:
+    """Every lane's depth, and each worker's leased sequences."""
+    async with redis.pipeline(transaction=False) as pipe:
+        lanes, depth, busy = await pipe.smembers("lanes").hgetall("depth").hgetall("busy").execute()
+    return (
+        {
+            lane: LaneDepth(
+                int(depth.get(f"waiting:{lane}", 0)),
+                int(depth.get(f"running:{lane}", 0)),
+                max(0.0, float(depth.get(f"work:{lane}", 0))),
+            )
+            for lane in sorted(lanes)
+        },
+        {worker: int(count) for worker, count in busy.items()},
+    )
