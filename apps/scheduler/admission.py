@@ -12,7 +12,10 @@ _MESSAGES = {
 _ABSENCES = {
     "loading": ("model_loading", "{model} is being loaded. Try again shortly."),
     "not_loaded": ("model_not_loaded", "{model} is not loaded on any worker. An operator can place it in the admin."),
-    "no_weights": ("model_not_loaded", "The weights of {model} are not on this installation. An operator can fetch them with `manage.py models pull {model}`."),
+    "no_weights": (
+        "model_not_loaded",
+        "The weights of {model} are not on this installation. An operator can fetch them with `manage.py models pull {model}`.",
+    ),
     "no_worker": ("no_capacity", "No worker is alive to run {model}."),
 }
 

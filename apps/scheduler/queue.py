@@ -101,19 +101,21 @@ async def finish(
     return bool(await _FINISH(redis, keys=[], args=args))
 
 
-async def requeue(redis: Redis, held: Iterable[tuple[str, int]]) -> int:
-    """Gives leases back after their worker failed. Returns how many requests wait again or failed for good."""
+async def requeue(redis: Redis, held: Iterable[tuple[str, int]], *, blame: bool) -> int:
+    """Gives leases back. With `blame` the worker failed, and a request that met `max_attempts` failures ends as failed.
+    Returns how many requests wait again or ended."""
     flat = [part for pair in held for part in pair]
     if not flat:
         return 0
-    return int(await _REQUEUE(redis, keys=[], args=[settings.ENV.max_attempts, settings.ENV.events_ttl_ms, *flat]))
+    args = [settings.ENV.max_attempts, settings.ENV.events_ttl_ms, int(blame), *flat]
+    return int(await _REQUEUE(redis, keys=[], args=args))
 
 
 async def reap(redis: Redis) -> int:
     """Ends what is past its deadline, gives back what is past its lease. Returns how many requests it moved."""
     ended, lapsed = await _REAP(redis, keys=[], args=[settings.ENV.events_ttl_ms, REAP_LIMIT])
     pairs = list(zip(lapsed[::2], map(int, lapsed[1::2]), strict=True))
-    return int(ended) + await requeue(redis, pairs)
+    return int(ended) + await requeue(redis, pairs, blame=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,9 @@ async def events(request_id: str, *, after: int = 0) -> AsyncIterator[tuple[int,
 async def cancel(request_id: str) -> None:
     """Ends the request wherever it is; the engine drops it before its next step. Charges what was generated."""
     with _redis_errors():
-        await queue.finish(shared(), request_id, Outcome.CANCELLED, code="cancelled", message="The request was cancelled.")
+        await queue.finish(
+            shared(), request_id, Outcome.CANCELLED, code="cancelled", message="The request was cancelled."
+        )
 
 
 async def owner(request_id: str) -> str | None:

@@ -1,0 +1,156 @@
+"""The dispatcher: lease what workers can take now, gather it, route it, and keep the leases alive."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+
+from django.conf import settings
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from apps.core.redis import server_time_ms
+from apps.core.types import WorkerSnapshot
+from apps.fleet import registry
+from apps.scheduler import queue
+from apps.scheduler.collector import BatchCollector
+from apps.scheduler.link import WorkerLink
+from apps.scheduler.queue import LaneDepth
+from apps.scheduler.router import Candidate, candidates
+
+IDLE_SECONDS = 0.25
+RETRY_SECONDS = 0.5
+_LOG = logging.getLogger(__name__)
+
+
+class Dispatcher:
+    """One process's share of the dispatching; any number may run beside each other."""
+
+    def __init__(self, redis: Redis, name: str) -> None:
+        self._redis = redis
+        self._name = name
+        self._work = asyncio.Event()
+        self._links: dict[str, WorkerLink] = {}
+        self._collectors: defaultdict[str, BatchCollector] = defaultdict(
+            lambda: BatchCollector(settings.ENV.batch_window_ms)
+        )
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Dispatches until `stop` is set; then lets what runs end or hands it over."""
+        beats = [
+            asyncio.create_task(self._every(settings.ENV.lease_ms / 3000, self._keep_alive)),
+            asyncio.create_task(self._every(IDLE_SECONDS, self._listen)),
+        ]
+        try:
+            while not stop.is_set():
+                await self._guarded(self._pass)
+        finally:
+            for task in beats:
+                task.cancel()
+            await asyncio.gather(*beats, return_exceptions=True)
+            await asyncio.gather(*(link.close() for link in self._links.values()))
+            await self._guarded(lambda: self._redis.zrem("dispatchers", self._name))
+
+    async def _guarded(self, step: Callable[[], Awaitable[object]]) -> None:
+        """Redis down is waited out: leases and requests are there when it is back, or their owners send them again."""
+        try:
+            await step()
+        except RedisError as error:
+            _LOG.warning("Redis: %s", type(error).__name__)
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def _every(self, seconds: float, step: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            await self._guarded(step)
+            await asyncio.sleep(seconds)
+
+    # --- Leasing ---
+
+    async def _pass(self) -> None:
+        """One round over the lanes, then a wait for work, a free worker or the end of a collector's window."""
+        self._work.clear()
+        workers = await registry.workers(self._redis, timeout_ms=settings.ENV.worker_timeout_ms)
+        self._connect(workers)
+        usable = [worker for worker in workers if self._links[worker.worker_id].connected]
+        lanes, busy = await queue.depths(self._redis)
+        holds = [await self._serve(lane, depth, usable, busy) for lane, depth in lanes.items()]
+        pause = min([hold for hold in holds if hold > 0], default=IDLE_SECONDS)
+        try:
+            await asyncio.wait_for(self._work.wait(), pause)
+        except TimeoutError:
+            return
+
+    def _connect(self, workers: list[WorkerSnapshot]) -> None:
+        """A link for each live worker. One whose address or epoch changed is replaced; one that vanished is closed."""
+        seen = {worker.worker_id: worker for worker in workers}
+        for worker_id, link in list(self._links.items()):
+            worker = seen.get(worker_id)
+            if worker is None or (worker.address, worker.epoch) != (link.worker.address, link.worker.epoch):
+                del self._links[worker_id]
+                self._closing = asyncio.create_task(link.close())
+        for worker_id, worker in seen.items():
+            if worker_id not in self._links:
+                self._links[worker_id] = WorkerLink(self._redis, worker, self._work)
+
+    async def _serve(self, lane: str, depth: LaneDepth, workers: list[WorkerSnapshot], busy: dict[str, int]) -> float:
+        """Leases the lane's next requests to the workers with room. Returns seconds to hold the lane, or 0."""
+        open_to = candidates(lane, workers, busy)
+        hold_ms = self._collectors[lane].hold_ms(
+            time.monotonic() * 1000,
+            waiting=depth.waiting,
+            free=sum(candidate.free for candidate in open_to),
+            idle=any(candidate.busy == 0 for candidate in open_to),
+        )
+        if hold_ms:
+            return hold_ms / 1000
+        left = depth.waiting
+        for place, candidate in enumerate(open_to):
+            if left <= 0:
+                break
+            share = -(-left // (len(open_to) - place))
+            left -= await self._lease_to(lane, candidate, share)
+        return 0.0
+
+    async def _lease_to(self, lane: str, candidate: Candidate, limit: int) -> int:
+        worker_id = candidate.worker.worker_id
+        leases = await queue.lease(
+            self._redis, lane=lane, worker=worker_id, max_sequences=candidate.max_sequences, limit=limit
+        )
+        link = self._links[worker_id]
+        for lease in leases:
+            await link.submit(lease)
+        return len(leases)
+
+    # --- Keeping what is leased ---
+
+    async def _keep_alive(self) -> None:
+        """Renews leases that produce nothing yet (a long prefill), and ends what is overdue anywhere."""
+        await self._redis.zadd("dispatchers", {self._name: await server_time_ms(self._redis)})
+        held = [(link, pair) for link in self._links.values() for pair in link.held]
+        if held:
+            lost = set(await queue.renew(self._redis, [pair for _, pair in held]))
+            for link, (request_id, _) in held:
+                if request_id in lost:
+                    await link.abort(request_id)
+        if await queue.reap(self._redis):
+            self._work.set()
+
+    async def _listen(self) -> None:
+        """Wakes for new work, and drops requests that ended elsewhere before their next step."""
+        async with self._redis.pubsub(ignore_subscribe_messages=True) as channel:
+            await channel.subscribe("wake", "abort")
+            async for message in channel.listen():
+                if message["channel"] == "wake":
+                    self._work.set()
+                else:
+                    await self._abort(message["data"])
+
+    async def _abort(self, data: str) -> None:
+        request_id, _, attempt = data.partition(" ")
+        for link in self._links.values():
+            running = link.running.get(request_id)
+            if running is not None and str(running.lease.attempt) == attempt:
+                await link.abort(request_id)

@@ -1,0 +1,152 @@
+"""A dispatcher's connection to one worker: one `Execute` stream that every request leased to the worker shares."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import defaultdict
+
+from django.conf import settings
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from apps.core.errors import ServiceError
+from apps.core.types import FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
+from apps.fleet.daemon_client import DaemonClient, ExecuteStream
+from apps.fleet.tokenizers import tokenizer_for
+from apps.scheduler import queue
+from apps.scheduler.codec import Garbled, decode_event
+from apps.scheduler.queue import Lease
+from apps.scheduler.running import RunningRequest
+
+RECONNECT_SECONDS = 0.5
+# Engine failures that another attempt may not meet.
+_WORTH_RETRYING = frozenset({"out_of_memory", "model_not_ready", "engine_error", "draining"})
+_LOG = logging.getLogger(__name__)
+
+
+class WorkerLink:
+    """Runs leases on a worker until it is closed. `on_free` is called whenever a request left the worker."""
+
+    def __init__(self, redis: Redis, worker: WorkerSnapshot, on_free: asyncio.Event) -> None:
+        self.worker = worker
+        self.running: dict[str, RunningRequest] = {}
+        self._redis = redis
+        self._on_free = on_free
+        self._stream: ExecuteStream | None = None
+        self._task = asyncio.create_task(self._run(), name=f"link {worker.worker_id}")
+
+    @property
+    def connected(self) -> bool:
+        return self._stream is not None
+
+    @property
+    def held(self) -> list[tuple[str, int]]:
+        return [(request.id, request.lease.attempt) for request in self.running.values()]
+
+    async def close(self) -> None:
+        """Gives back what still runs, without blame."""
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+        await self._give_back(blame=False)
+
+    async def submit(self, lease: Lease) -> None:
+        """Starts a leased request on the worker, from the tokens it already has."""
+        request = lease.request
+        try:
+            log = [] if lease.attempt == 1 else await self._published(request.id)
+            running = RunningRequest(lease, tokenizer_for(request.model).decoder, log)
+        except (ServiceError, Garbled) as error:
+            message = error.message if isinstance(error, ServiceError) else "The record of this request was damaged."
+            await queue.finish(
+                self._redis, request.id, Outcome.FAILED, attempt=lease.attempt, code="failed", message=message
+            )
+            return
+        if not running.open:  # The worker was lost after its last token and before the end was written.
+            await self._finish(running)
+            return
+        self.running[request.id] = running
+        if self._stream is None:
+            return  # The link broke meanwhile: _run gives this back with the rest.
+        await self._stream.submit(
+            request,
+            attempt=lease.attempt,
+            epoch=self.worker.epoch,
+            generated={choice: running.generated[choice] for choice in sorted(running.open)},
+            timeout_ms=lease.timeout_ms,
+            cache_salt=request.org_id.encode(),
+        )
+
+    async def _published(self, request_id: str) -> list[object]:
+        entries = await self._redis.xrange(f"events:{request_id}")
+        return [decode_event(fields["e"]) for _, fields in entries]
+
+    async def abort(self, request_id: str) -> None:
+        """Drops a request whose lease is void; the engine leaves it before its next step."""
+        running = self.running.pop(request_id, None)
+        if running is not None and self._stream is not None:
+            await self._stream.abort(request_id, running.lease.attempt)
+        self._on_free.set()
+
+    async def _run(self) -> None:
+        while True:
+            client = DaemonClient(self.worker.address, settings.ENV.daemon_token.get_secret_value())
+            try:
+                async with client.execute() as stream:
+                    self._stream = stream
+                    self._on_free.set()
+                    async for step in stream:
+                        await self._apply(step)
+            except (ServiceError, RedisError) as error:
+                _LOG.warning("worker %s: %s", self.worker.worker_id, error)
+            finally:
+                self._stream = None
+                await asyncio.shield(client.close())
+            await self._give_back(blame=True)
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _give_back(self, *, blame: bool) -> None:
+        held, self.running = self.held, {}
+        try:
+            await queue.requeue(self._redis, held, blame=blame)
+        except RedisError as error:
+            _LOG.warning("leases of %s will lapse: %s", self.worker.worker_id, type(error).__name__)
+
+    async def _apply(self, step: StepOutput) -> None:
+        """Publishes one step: one transition for all its tokens, one for each request that ended."""
+        by_request: defaultdict[str, list[SequenceDelta]] = defaultdict(list)
+        for delta in step.deltas:
+            running = self.running.get(delta.request_id)
+            if running is not None and running.lease.attempt == delta.attempt:
+                by_request[delta.request_id].append(delta)
+        emissions = [self.running[request_id].apply(deltas) for request_id, deltas in by_request.items()]
+        published = [emission for emission in emissions if emission.deltas]
+        if published:
+            for request_id in await queue.emit(self._redis, published):
+                await self.abort(request_id)
+        for request_id, deltas in by_request.items():
+            if request_id in self.running:
+                await self._end_if_over(self.running[request_id], deltas)
+
+    async def _end_if_over(self, running: RunningRequest, deltas: list[SequenceDelta]) -> None:
+        reasons = {delta.finish_reason: delta.error for delta in deltas}
+        if FinishReason.FAILED in reasons:
+            await self._fail(running, reasons[FinishReason.FAILED])
+        elif FinishReason.EXPIRED in reasons:
+            await queue.reap(self._redis)  # Redis TIME decides; a daemon's clock only stopped the work early.
+            await self.abort(running.id)
+        elif not running.open:
+            await self._finish(running)
+
+    async def _finish(self, running: RunningRequest) -> None:
+        await queue.finish(self._redis, running.id, Outcome.SUCCEEDED, attempt=running.lease.attempt)
+        await self.abort(running.id)
+
+    async def _fail(self, running: RunningRequest, code: str) -> None:
+        attempt = running.lease.attempt
+        if code in _WORTH_RETRYING:
+            await queue.requeue(self._redis, [(running.id, attempt)], blame=True)
+        else:
+            message = "The worker could not run this request."
+            await queue.finish(self._redis, running.id, Outcome.FAILED, attempt=attempt, code=code, message=message)
+        await self.abort(running.id)
