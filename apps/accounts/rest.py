@@ -1,0 +1,161 @@
+"""The management API of accounts: for operators, under /api/."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from drf_spectacular.utils import extend_schema
+from rest_framework import mixins, serializers, viewsets
+from rest_framework.decorators import action
+from rest_framework.pagination import CursorPagination
+from rest_framework.request import Request
+from rest_framework.response import Response
+
+from apps.accounts.models import SCOPES, ApiKey, Limits, Organization, Plan, UsageDay, User
+from apps.accounts.services import api_key_create, api_key_revoke, audit
+
+
+class Strict(serializers.ModelSerializer[Any]):
+    """A serializer that refuses fields it does not know, by name."""
+
+    def to_internal_value(self, data: Any) -> Any:
+        if isinstance(data, dict):
+            unknown = set(data) - {name for name, field in self.fields.items() if not field.read_only}
+            if unknown:
+                raise serializers.ValidationError({name: "This field is unknown or read-only." for name in unknown})
+        return super().to_internal_value(data)
+
+
+class PlanSerializer(Strict):
+    class Meta:
+        model = Plan
+        fields = ("id", "name", "weight", "max_priority", *Limits.FIELDS)
+
+
+class OrganizationSerializer(Strict):
+    plan = serializers.SlugRelatedField(slug_field="name", queryset=Plan.objects.all())
+
+    class Meta:
+        model = Organization
+        fields = ("id", "name", "plan", "is_active", "created_at", *Limits.FIELDS)
+
+
+class UserSerializer(Strict):
+    organization = serializers.SlugRelatedField(slug_field="name", queryset=Organization.objects.all())
+    password = serializers.CharField(write_only=True, min_length=8)
+
+    class Meta:
+        model = User
+        fields = ("id", "username", "email", "organization", "is_active", "is_staff", "password", "last_login")
+        read_only_fields = ("last_login",)
+
+    def create(self, validated_data: dict[str, Any]) -> User:
+        return User.objects.create_user(**validated_data)
+
+    def update(self, instance: User, validated_data: dict[str, Any]) -> User:
+        if password := validated_data.pop("password", None):
+            instance.set_password(password)
+        return super().update(instance, validated_data)  # type: ignore[no-any-return]
+
+
+class KeySerializer(Strict):
+    organization = serializers.SlugRelatedField(slug_field="name", queryset=Organization.objects.all())
+    scopes = serializers.ListField(child=serializers.ChoiceField(SCOPES), default=["inference"], allow_empty=False)
+    expires_in_days = serializers.IntegerField(write_only=True, required=False, min_value=1, max_value=3650)
+    state = serializers.CharField(read_only=True)
+    key = serializers.CharField(read_only=True, help_text="The secret: in the answer that creates the key, and never again.")
+
+    class Meta:
+        model = ApiKey
+        fields = ("id", "organization", "name", "prefix", "scopes", "state", "created_at", "expires_at",
+                  "revoked_at", "last_used_at", "expires_in_days", "key")  # fmt: skip
+        read_only_fields = ("prefix", "created_at", "expires_at", "revoked_at", "last_used_at")
+
+    def create(self, validated_data: dict[str, Any]) -> ApiKey:
+        days = validated_data.pop("expires_in_days", None)
+        actor = str(self.context["request"].user)
+        made, secret = api_key_create(**validated_data, actor=actor, expires_in=timedelta(days=days) if days else None)
+        made.key = secret  # type: ignore[attr-defined]
+        return made
+
+
+class UsageSerializer(serializers.ModelSerializer[UsageDay]):
+    organization = serializers.CharField(source="organization.name", read_only=True)
+
+    class Meta:
+        model = UsageDay
+        fields = ("organization", "key_id", "model", "day", "requests", "prompt_tokens", "completion_tokens")
+
+
+class ById(CursorPagination):
+    ordering = "-id"
+
+
+class Audited(viewsets.ModelViewSet[Any]):
+    """Create, read, update, delete, each change with an audit row."""
+
+    pagination_class = ById
+
+    def perform_create(self, serializer: Any) -> None:
+        super().perform_create(serializer)
+        self._audit("created", serializer.instance)
+
+    def perform_update(self, serializer: Any) -> None:
+        super().perform_update(serializer)
+        self._audit("changed", serializer.instance)
+
+    def perform_destroy(self, instance: Any) -> None:
+        self._audit("deleted", instance)
+        super().perform_destroy(instance)
+
+    def _audit(self, what: str, instance: Any) -> None:
+        audit(str(self.request.user), f"{type(instance).__name__.lower()} {what}", instance)
+
+
+class PlanViewSet(Audited):
+    """Plans: limits and a share of the machines, given to many organizations."""
+
+    queryset = Plan.objects.all()
+    serializer_class = PlanSerializer
+
+
+class OrganizationViewSet(Audited):
+    """Organizations. A limit that is null comes from the plan."""
+
+    queryset = Organization.objects.select_related("plan")
+    serializer_class = OrganizationSerializer
+
+
+class UserViewSet(Audited):
+    """People who sign in to the console."""
+
+    queryset = User.objects.select_related("organization")
+    serializer_class = UserSerializer
+
+
+class KeyViewSet(
+    mixins.CreateModelMixin, mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[ApiKey]
+):
+    """API keys. The secret is in the answer that creates one, and nowhere else."""
+
+    queryset = ApiKey.objects.select_related("organization")
+    serializer_class = KeySerializer
+    pagination_class = ById
+
+    @extend_schema(request=None, responses=KeySerializer)
+    @action(detail=True, methods=["post"])
+    def revoke(self, request: Request, pk: str | None = None) -> Response:
+        """Ends the key for good, everywhere within 5 s."""
+        key = self.get_object()
+        api_key_revoke(key=key, actor=str(request.user))
+        key.refresh_from_db()
+        return Response(self.get_serializer(key).data)
+
+
+class UsageViewSet(mixins.ListModelMixin, viewsets.GenericViewSet[UsageDay]):
+    """Tokens and requests per organization, key, model and UTC day."""
+
+    queryset = UsageDay.objects.select_related("organization")
+    serializer_class = UsageSerializer
+    pagination_class = ById
