@@ -75,7 +75,7 @@ async def _ready_residents(redis: Redis, model: str) -> list[ResidentModel]:
     ready = [resident for resident in held if resident.state == "ready"]
     if not ready:
         cards = await model_cards()
-        state = await registry.availability(redis, cards[model]) if model in cards else "not_loaded"
+        state = await registry.availability(redis, cards[model], timeout_ms=settings.ENV.worker_timeout_ms) if model in cards else "not_loaded"
         raise absence_refusal("not_loaded" if state == "ready" else state, model)
     return ready
 
