@@ -7,6 +7,7 @@ special tokens; a client's never do, whatever they spell.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -65,31 +66,26 @@ class ModelTokenizer:
         """Ids of a conversation up to where the assistant speaks. Raises InvalidRequest for what the template refuses."""
         marked = [{**m, "content": f"{_OPEN}{index}{_CLOSE}"} for index, m in enumerate(messages)]
         ids: list[int] = []
-        text = ""
+        text = ""  # not encoded yet: a client's words and the template's ordinary ones are encoded as one
         for piece in self._render(marked).split(_OPEN):
-            index, mark, rest = piece.rpartition(_CLOSE)
-            if mark:
-                text += messages[int(index)]["content"]
-            # Ordinary text on both sides of a mark is encoded as one, as it would be without marks.
-            ids, text = self._flush_template(ids, text, rest if mark else piece)
+            index, mark, words = piece.rpartition(_CLOSE)
+            text += messages[int(index)]["content"] if mark else ""
+            for part in self._special_pattern.split(words):
+                if part in self._special_words:
+                    ids += [*self.encode(text), self._special_words[part]]
+                    text = ""
+                else:
+                    text += part
         return ids + self.encode(text)
-
-    def _flush_template(self, ids: list[int], text: str, template: str) -> tuple[list[int], str]:
-        """Appends template words: up to their last special token they are final; what follows joins the next text."""
-        for start, end, token_id in self._specials_in(template):
-            ids = [*ids, *self.encode(text + template[:start]), token_id] if start >= 0 else ids
-            text, template = "", template[end:]
-            return self._flush_template(ids, text, template)
-        return ids, text + template
-
-    def _specials_in(self, template: str) -> list[tuple[int, int, int]]:
-        """The first special token spelled in the template's words, as [(start, end, id)], or nothing."""
-        found = [(at, at + len(word), i) for word, i in self._special_words.items() if (at := template.find(word)) >= 0]
-        return sorted(found, key=lambda span: (span[0], -span[1]))[:1]
 
     @cached_property
     def _special_words(self) -> dict[str, int]:
         return {token.content: i for i, token in self._with_specials.get_added_tokens_decoder().items()}
+
+    @cached_property
+    def _special_pattern(self) -> re.Pattern[str]:
+        longest_first = sorted(self._special_words, key=len, reverse=True)
+        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
 
     @cached_property
     def _template(self) -> Any:
@@ -150,11 +146,14 @@ def _whole_characters(data: bytes) -> int:
     """Length of the part of `data` that does not end inside a UTF-8 character."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
-        if byte & 0xC0 == 0x80:
-            continue
-        width = 1 if byte < 0x80 else 2 if byte >> 5 == 0b110 else 3 if byte >> 4 == 0b1110 else 4 if byte >> 3 == 0b11110 else 1
-        return len(data) - back if width > back else len(data)
+        if byte & 0xC0 != 0x80:  # the byte that begins the last character
+            return len(data) - back if _width(byte) > back else len(data)
     return len(data)
+
+
+def _width(first: int) -> int:
+    """Bytes of the UTF-8 character that begins with `first`; 1 for what begins none."""
+    return 2 if first >> 5 == 0b110 else 3 if first >> 4 == 0b1110 else 4 if first >> 3 == 0b11110 else 1
 
 
 def _byte_of() -> dict[str, int]:

@@ -1,0 +1,261 @@
+"""The site's end of the wire: gRPC in, core types out. A daemon's words are checked before anyone believes them."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Mapping, Sequence
+from types import TracebackType
+
+import grpc
+
+from apps.core.errors import ServiceError, Unavailable
+from apps.core.types import (
+    FinishReason,
+    InferenceRequest,
+    ResidentModel,
+    SequenceDelta,
+    StepOutput,
+    TokenLogprob,
+    WorkerSnapshot,
+)
+from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc as pb_grpc
+
+MAX_MESSAGE_BYTES = 16 << 20
+CONNECT_SECONDS = 3
+STATES = {
+    pb.MODEL_STATE_LOADING: "loading",
+    pb.MODEL_STATE_READY: "ready",
+    pb.MODEL_STATE_UNLOADING: "unloading",
+    pb.MODEL_STATE_FAILED: "failed",
+}
+REASONS = {
+    pb.FINISH_REASON_STOP: FinishReason.STOP,
+    pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
+    pb.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
+    pb.FINISH_REASON_EXPIRED: FinishReason.EXPIRED,
+    pb.FINISH_REASON_FAILED: FinishReason.FAILED,
+}
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+
+
+class DaemonError(Unavailable):
+    """A daemon that cannot be reached, refuses a call or talks nonsense. Its code is the gRPC status, in small letters."""
+
+    code = "worker_error"
+
+
+def _translate(error: grpc.RpcError) -> ServiceError:
+    status = error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
+    details = error.details() if isinstance(error, grpc.aio.AioRpcError) else ""
+    return DaemonError(f"{status.name.lower()}: {details}", code=status.name.lower())
+
+
+class DaemonClient:
+    """One daemon. Every method raises DaemonError."""
+
+    def __init__(self, address: str, token: str) -> None:
+        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._stub = pb_grpc.GpuDaemonStub(self._channel)
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    def execute(self) -> ExecuteStream:
+        """Opens this caller's stream of commands and steps, with `async with`."""
+        return ExecuteStream(self._channel, self._stub, self._metadata)
+
+    async def watch_status(self, interval_ms: int) -> AsyncIterator[WorkerSnapshot]:
+        """The daemon's state, at once and then at least once an interval. A silent daemon ends it."""
+        call = self._stub.WatchStatus(pb.WatchStatusRequest(interval_ms=interval_ms), metadata=self._metadata)
+        try:
+            while True:
+                message = await asyncio.wait_for(call.read(), timeout=max(5.0, interval_ms / 250))
+                if not isinstance(message, pb.DaemonStatus):
+                    raise DaemonError("the daemon ended its status stream")
+                yield _snapshot(message)
+        except TimeoutError:
+            raise DaemonError("the daemon fell silent", code="silent") from None
+        except grpc.RpcError as error:
+            raise _translate(error) from None
+        finally:
+            call.cancel()
+
+    async def load_model(self, model: str, epoch: int) -> AsyncIterator[tuple[str, float]]:
+        """(stage, progress) until the model is ready."""
+        call = self._stub.LoadModel(pb.LoadModelRequest(model=model, epoch=epoch), metadata=self._metadata)
+        try:
+            async for message in call:
+                yield message.stage, min(1.0, max(0.0, message.progress))
+        except grpc.RpcError as error:
+            raise _translate(error) from None
+        finally:
+            call.cancel()
+
+    async def unload_model(self, model: str, epoch: int, grace_ms: int) -> None:
+        request = pb.UnloadModelRequest(model=model, epoch=epoch, grace_ms=grace_ms)
+        try:
+            await self._stub.UnloadModel(request, metadata=self._metadata, timeout=grace_ms / 1000 + 10)
+        except grpc.RpcError as error:
+            raise _translate(error) from None
+
+    async def drain(self, epoch: int, grace_ms: int) -> bool:
+        """Whether the daemon is empty."""
+        request = pb.DrainRequest(epoch=epoch, grace_ms=grace_ms)
+        try:
+            reply = await self._stub.Drain(request, metadata=self._metadata, timeout=grace_ms / 1000 + 10)
+        except grpc.RpcError as error:
+            raise _translate(error) from None
+        return reply.empty
+
+
+class ExecuteStream:
+    """Commands out, one StepOutput an engine step in."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, stub: pb_grpc.GpuDaemonAsyncStub, metadata: tuple[tuple[str, str], ...]
+    ) -> None:
+        self._channel, self._stub, self._metadata = channel, stub, metadata
+
+    async def __aenter__(self) -> ExecuteStream:
+        try:
+            await asyncio.wait_for(self._channel.channel_ready(), CONNECT_SECONDS)
+        except TimeoutError:
+            raise DaemonError("the daemon does not answer", code="unavailable") from None
+        self._call = self._stub.Execute(metadata=self._metadata)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._call.cancel()
+
+    async def submit(
+        self,
+        request: InferenceRequest,
+        *,
+        attempt: int,
+        epoch: int,
+        generated: Mapping[int, Sequence[int]],
+        timeout_ms: int,
+        cache_salt: bytes,
+    ) -> None:
+        """Starts the choices in `generated`, each from the tokens it already has."""
+        choices = [
+            pb.Choice(index=i, prompt_ids=request.prompts[i // request.n], generated_ids=ids)
+            for i, ids in generated.items()
+        ]
+        submit = pb.Submit(
+            request_id=request.id,
+            attempt=attempt,
+            model=request.model,
+            choices=choices,
+            sampling=_sampling(request),
+            timeout_ms=timeout_ms,
+            cache_salt=cache_salt,
+            epoch=epoch,
+        )
+        await self._write(pb.Command(submit=submit))
+
+    async def abort(self, request_id: str, attempt: int) -> None:
+        await self._write(pb.Command(abort=pb.Abort(request_id=request_id, attempt=attempt)))
+
+    async def _write(self, command: pb.Command) -> None:
+        """A broken stream is noticed by the reader, who gives everything back; the writer has nothing to add."""
+        try:
+            await self._call.write(command)
+        except (grpc.RpcError, asyncio.InvalidStateError):
+            return
+
+    async def __aiter__(self) -> AsyncIterator[StepOutput]:
+        try:
+            async for message in self._call:
+                yield StepOutput(message.step, tuple(_delta(delta) for delta in message.deltas))
+        except grpc.RpcError as error:
+            raise _translate(error) from None
+        raise DaemonError("the daemon closed the stream", code="closed")
+
+
+def _sampling(request: InferenceRequest) -> pb.SamplingParams:
+    s = request.sampling
+    return pb.SamplingParams(
+        max_tokens=s.max_tokens,
+        seed=s.seed,
+        temperature=s.temperature,
+        top_p=s.top_p,
+        top_k=s.top_k,
+        min_p=s.min_p,
+        presence_penalty=s.presence_penalty,
+        frequency_penalty=s.frequency_penalty,
+        logit_bias=[pb.LogitBias(token_id=token_id, bias=bias) for token_id, bias in s.logit_bias],
+        top_logprobs=-1 if s.top_logprobs is None else s.top_logprobs,
+        ignore_eos=s.ignore_eos,
+    )
+
+
+def _delta(message: pb.SequenceDelta) -> SequenceDelta:
+    if message.logprobs and len(message.logprobs) != len(message.token_ids):
+        raise DaemonError("the daemon sent logprobs that do not match its tokens", code="nonsense")
+    return SequenceDelta(
+        request_id=message.request_id,
+        attempt=message.attempt,
+        choice=message.choice,
+        first_index=message.first_index,
+        token_ids=tuple(message.token_ids),
+        logprobs=tuple(_logprob(entry) for entry in message.logprobs),
+        finish_reason=REASONS.get(message.finish_reason),
+        cached_tokens=message.cached_tokens,
+        error=message.error[:100],
+    )
+
+
+def _logprob(message: pb.TokenLogprob) -> TokenLogprob:
+    top = tuple((entry.token_id, _finite(entry.logprob)) for entry in message.top)
+    return TokenLogprob(message.token_id, _finite(message.logprob), top)
+
+
+def _finite(value: float) -> float:
+    """JSON has no infinity: a token that cannot be drawn is given OpenAI's floor."""
+    return value if math.isfinite(value) else -9999.0
+
+
+def _snapshot(message: pb.DaemonStatus) -> WorkerSnapshot:
+    return WorkerSnapshot(
+        worker_id=message.worker_id,
+        address="",
+        epoch=message.epoch,
+        step=message.step,
+        device=message.device,
+        mode=message.mode,
+        draining=message.draining,
+        memory_total_bytes=message.memory_total_bytes,
+        memory_free_bytes=message.memory_free_bytes,
+        models=tuple(_resident(entry) for entry in message.models),
+    )
+
+
+def _resident(message: pb.ModelStatus) -> ResidentModel:
+    return ResidentModel(
+        model=message.model,
+        state=STATES.get(message.state, "failed"),
+        progress=message.progress,
+        error=message.error[:200],
+        max_model_len=message.max_model_len,
+        running=message.running,
+        waiting=message.waiting,
+        max_running=message.max_running,
+        kv_blocks_total=message.kv_blocks_total,
+        kv_blocks_free=message.kv_blocks_free,
+        weight_bytes=message.weight_bytes,
+        prefill_ms_per_token=max(0.0, message.prefill_ms_per_token),
+        decode_ms_per_token=max(0.0, message.decode_ms_per_token),
+    )
