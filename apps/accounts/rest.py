@@ -8,32 +8,21 @@ from typing import Any
 from drf_spectacular.utils import extend_schema
 from rest_framework import mixins, serializers, viewsets
 from rest_framework.decorators import action
-from rest_framework.pagination import CursorPagination
 from rest_framework.request import Request
 from rest_framework.response import Response
 
+from apps.core.rest import ById, StrictSerializer
 from apps.accounts.models import SCOPES, ApiKey, Limits, Organization, Plan, UsageDay, User
 from apps.accounts.services import api_key_create, api_key_revoke, audit
 
 
-class Strict(serializers.ModelSerializer[Any]):
-    """A serializer that refuses fields it does not know, by name."""
-
-    def to_internal_value(self, data: Any) -> Any:
-        if isinstance(data, dict):
-            unknown = set(data) - {name for name, field in self.fields.items() if not field.read_only}
-            if unknown:
-                raise serializers.ValidationError({name: "This field is unknown or read-only." for name in unknown})
-        return super().to_internal_value(data)
-
-
-class PlanSerializer(Strict):
+class PlanSerializer(StrictSerializer):
     class Meta:
         model = Plan
         fields = ("id", "name", "weight", "max_priority", *Limits.FIELDS)
 
 
-class OrganizationSerializer(Strict):
+class OrganizationSerializer(StrictSerializer):
     plan = serializers.SlugRelatedField(slug_field="name", queryset=Plan.objects.all())
 
     class Meta:
@@ -41,7 +30,7 @@ class OrganizationSerializer(Strict):
         fields = ("id", "name", "plan", "is_active", "created_at", *Limits.FIELDS)
 
 
-class UserSerializer(Strict):
+class UserSerializer(StrictSerializer):
     organization = serializers.SlugRelatedField(slug_field="name", queryset=Organization.objects.all())
     password = serializers.CharField(write_only=True, min_length=8)
 
@@ -59,7 +48,7 @@ class UserSerializer(Strict):
         return super().update(instance, validated_data)  # type: ignore[no-any-return]
 
 
-class KeySerializer(Strict):
+class KeySerializer(StrictSerializer):
     organization = serializers.SlugRelatedField(slug_field="name", queryset=Organization.objects.all())
     scopes = serializers.ListField(child=serializers.ChoiceField(SCOPES), default=["inference"], allow_empty=False)
     expires_in_days = serializers.IntegerField(write_only=True, required=False, min_value=1, max_value=3650)
@@ -86,10 +75,6 @@ class UsageSerializer(serializers.ModelSerializer[UsageDay]):
     class Meta:
         model = UsageDay
         fields = ("organization", "key_id", "model", "day", "requests", "prompt_tokens", "completion_tokens")
-
-
-class ById(CursorPagination):
-    ordering = "-id"
 
 
 class Audited(viewsets.ModelViewSet[Any]):

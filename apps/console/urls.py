@@ -1,0 +1,4 @@
+"""Routes of the console."""
+
+urlpatterns: list[object] = []
+app_name = "console"

@@ -1,0 +1,57 @@
+"""`manage.py models list | pull NAME | verify NAME`: the catalogue and the weights on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from apps.fleet.models import Model
+from apps.fleet.weights import PACKAGES, Report, WeightsError, pull, verify
+
+
+class Command(BaseCommand):
+    help = "List the catalogue; fetch or check the weights of a model."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        actions = parser.add_subparsers(dest="action", required=True)
+        actions.add_parser("list", help="the catalogue, and which weights are here")
+        actions.add_parser("pull", help="fetch, check and convert weights").add_argument("name")
+        actions.add_parser("verify", help="compare weights with what was pulled").add_argument("name")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        if options["action"] == "list":
+            self._list()
+        else:
+            self._with_progress(pull if options["action"] == "pull" else verify, options["name"])
+
+    def _list(self) -> None:
+        table = Table("model", "modality", "parameters", "weights", "licence")
+        for model in Model.objects.all():
+            here = (settings.ENV.models_dir / model.name / "config.json").is_file()
+            state = "here" if here else "can be pulled" if model.name in PACKAGES else "bring your own"
+            table.add_row(model.name, model.modality, f"{model.parameters / 1e6:,.0f} M", state, model.licence)
+        Console().print(table)
+
+    def _with_progress(self, work: Callable[[str, Any, Report], None], name: str) -> None:
+        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn()
+        console = Console()
+        with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+            task = bar.add_task(name, total=1.0)
+            seen: set[str] = set()
+
+            def report(stage: str, progress: float) -> None:
+                bar.update(task, description=f"{name}: {stage}", completed=progress)
+                if not console.is_terminal and stage not in seen:
+                    seen.add(stage)
+                    self.stdout.write(f"{name}: {stage}")
+
+            try:
+                work(name, settings.ENV.models_dir, report)
+            except WeightsError as error:
+                raise CommandError(str(error)) from None
