@@ -1,0 +1,146 @@
+"""From a validated body to an InferenceRequest: the model found, the prompt in tokens, every bound checked."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.conf import settings
+
+from apps.api.schemas import ChatRequest, CompletionRequest, Sampling
+from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
+from apps.core.types import InferenceRequest, Principal, SamplingParams
+from apps.fleet.selectors import ModelCard, model_cards
+from apps.fleet.tokenizers import ModelTokenizer, tokenizer_for
+
+# No vocabulary here has tokens of more bytes than this on average over a whole prompt: longer text cannot fit.
+MAX_BYTES_PER_TOKEN = 64
+INLINE_CHARACTERS = 4_000  # shorter text is tokenised on the spot, faster than a thread could be told
+TEXT_MODALITIES = frozenset({"text", "vision"})
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request ready to submit, with what is needed to answer it."""
+
+    request: InferenceRequest
+    card: ModelCard
+    tokenizer: ModelTokenizer
+    tier: str
+
+
+async def chat(body: ChatRequest, principal: Principal) -> Prepared:
+    """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
+    card = await find_model(body.model, principal)
+    tokenizer = tokenizer_for(card.name)
+    characters = sum(len(message.text) for message in body.messages)
+    _require_room_for_text(characters, card, body)
+    messages = [message.plain for message in body.messages]
+    prompt = await _encode(lambda: tokenizer.encode_chat(messages), characters)
+    return _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, "chatcmpl")
+
+
+async def completion(body: CompletionRequest, principal: Principal) -> Prepared:
+    """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
+    card = await find_model(body.model, principal)
+    tokenizer = tokenizer_for(card.name)
+    prompts = [await _prompt(prompt, card, tokenizer, body) for prompt in body.prompts]
+    return _prepare(body, principal, card, tokenizer, prompts, body.token_limit, body.top, "cmpl")
+
+
+async def _prompt(prompt: str | list[int], card: ModelCard, tokenizer: ModelTokenizer, body: Sampling) -> list[int]:
+    if isinstance(prompt, str):
+        _require_room_for_text(len(prompt), card, body)
+        ids = await _encode(lambda: tokenizer.encode(prompt), len(prompt))
+        return ids or [min(tokenizer.eos_ids)]  # an empty prompt starts where a text ends
+    if max(prompt) >= tokenizer.vocab_size:
+        raise InvalidRequest("prompt: holds a token id the model does not have.", code="invalid_value", param="prompt")
+    return prompt
+
+
+async def _encode(encode: Callable[[], list[int]], characters: int) -> list[int]:
+    return encode() if characters <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
+
+
+async def find_model(name: str, principal: Principal) -> ModelCard:
+    """Raises NotFound: for an unknown model, one the key may not use, and one that does not speak."""
+    card = (await model_cards()).get(name)
+    if card is None or (principal.allowed_models is not None and name not in principal.allowed_models):
+        raise NotFound(
+            f"The model {name[:100]!r} does not exist or you may not use it. GET /v1/models lists yours.",
+            code="model_not_found",
+            param="model",
+        )
+    if card.modality not in TEXT_MODALITIES:
+        message = f"{name} is a model for {card.modality}, not for chat or completions."
+        raise NotFound(message, code="model_not_found", param="model")
+    return card
+
+
+def _require_room_for_text(characters: int, card: ModelCard, body: Sampling) -> None:
+    """Refuses, before any tokeniser runs, text that no vocabulary could fit into the context."""
+    if characters > card.context_length * MAX_BYTES_PER_TOKEN:
+        raise _too_long(card, f"more than {card.context_length}", body.max_tokens or 1)
+
+
+def _too_long(card: ModelCard, prompt: str, completion: int) -> InvalidRequest:
+    return InvalidRequest(
+        f"The context of {card.name} is {card.context_length} tokens. "
+        f"You asked for {prompt} in the prompt and {completion} in the completion.",
+        code="context_length_exceeded",
+        param="messages",
+    )
+
+
+def _prepare(
+    body: Sampling,
+    principal: Principal,
+    card: ModelCard,
+    tokenizer: ModelTokenizer,
+    prompts: list[list[int]],
+    token_limit: int | None,
+    top: int | None,
+    prefix: str,
+) -> Prepared:
+    if body.priority > principal.max_priority:
+        message = f"Your plan does not include the service tier {body.service_tier}."
+        raise PermissionDenied(message, code="priority_not_allowed", param="service_tier")
+    longest = max(map(len, prompts))
+    max_tokens = max(1, card.context_length - longest) if token_limit is None else token_limit
+    if longest + max_tokens > card.context_length:
+        raise _too_long(card, str(longest), max_tokens)
+    request = InferenceRequest(
+        id=f"{prefix}-{secrets.token_hex(12)}",
+        org_id=principal.org_id,
+        key_id=principal.key_id,
+        model=card.name,
+        prompts=tuple(map(tuple, prompts)),
+        sampling=_sampling(body, tokenizer, max_tokens, top),
+        n=body.n or 1,
+        priority=body.priority,
+        weight=principal.weight,
+        queue_timeout_ms=settings.ENV.queue_timeout_ms,
+        total_timeout_ms=settings.ENV.total_timeout_ms,
+        stream=bool(body.stream),
+    )
+    return Prepared(request, card, tokenizer, body.priority.name.lower())
+
+
+def _sampling(body: Sampling, tokenizer: ModelTokenizer, max_tokens: int, top: int | None) -> SamplingParams:
+    seed = secrets.randbits(63) if body.seed is None else body.seed % 2**64
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=seed,
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        top_k=max(0, body.top_k or 0),
+        min_p=body.min_p or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=body.biases(tokenizer.vocab_size),
+        top_logprobs=top,
+        stop=body.stops,
+        ignore_eos=bool(body.ignore_eos),
+    )

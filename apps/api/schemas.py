@@ -1,0 +1,191 @@
+"""The OpenAI bodies we take, as strict schemas. What is unknown or not supported is refused by name, never ignored."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from apps.core.errors import InvalidRequest
+from apps.core.types import Priority
+
+MAX_MESSAGES = 256
+MAX_LOGIT_BIAS = 1024
+MAX_CHOICES = 4
+MAX_STOPS = 4
+MAX_PROMPTS = 32
+# Accepted and without effect here; docs/api.md lists them.
+IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "parallel_tool_calls", "verbosity"})
+
+
+def _no_nul(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a NUL character")
+    if isinstance(value, str) and ("\ue0f0" in value or "\ue0f1" in value):
+        raise ValueError("holds U+E0F0 or U+E0F1, which are reserved here")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_no_nul)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=False)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class TextPart(Strict):
+    type: Literal["text"]
+    text: Text
+
+
+class Message(Strict):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
+    name: str | None = Field(None, max_length=64)
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+
+    @property
+    def plain(self) -> dict[str, str]:
+        """As chat templates read it; `developer` is another name of `system`."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Sampling(Strict):
+    """What both endpoints take. A field sent as null is as if it were not sent."""
+
+    model: str
+    max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    temperature: Number | None = Field(None, ge=0, le=2)
+    top_p: Number | None = Field(None, gt=0, le=1)
+    top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
+    min_p: Number | None = Field(None, ge=0, le=1)
+    n: int | None = Field(None, ge=1, le=MAX_CHOICES)
+    stop: Annotated[str, Field(min_length=1, max_length=64)] | Annotated[
+        list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=MAX_STOPS)
+    ] | None = None
+    seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
+    presence_penalty: Number | None = Field(None, ge=-2, le=2)
+    frequency_penalty: Number | None = Field(None, ge=-2, le=2)
+    logit_bias: Annotated[dict[str, Number], Field(max_length=MAX_LOGIT_BIAS)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+    ignore_eos: bool | None = None
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+    @property
+    def include_usage(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def priority(self) -> Priority:
+        return {"flex": Priority.FLEX, "priority": Priority.PRIORITY}.get(self.service_tier or "", Priority.DEFAULT)
+
+    def biases(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
+        """Raises InvalidRequest for what is not a token of the model, or not between -100 and 100."""
+        biases = []
+        for key, bias in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and int(key) < vocab_size):
+                raise _invalid(f"logit_bias: {key[:20]!r} is not a token id of this model.", "logit_bias")
+            if not -100 <= bias <= 100 or not math.isfinite(bias):
+                raise _invalid("logit_bias: values are between -100 and 100.", "logit_bias")
+            biases.append((int(key), bias))
+        return tuple(biases)
+
+
+class ChatRequest(Sampling):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+    max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+
+    @property
+    def token_limit(self) -> int | None:
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def top(self) -> int | None:
+        """How many alternatives to report; None is no logprobs. Raises InvalidRequest for top_logprobs alone."""
+        if not self.logprobs:
+            if self.top_logprobs is not None:
+                raise _invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
+            return None
+        return self.top_logprobs or 0
+
+
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+
+
+class CompletionRequest(Sampling):
+    prompt: Text | TokenIds | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] | Annotated[
+        list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)
+    ]
+    echo: Literal[False] | None = None
+    logprobs: int | None = Field(None, ge=0, le=5)
+
+    @property
+    def token_limit(self) -> int:
+        return 16 if self.max_tokens is None else self.max_tokens  # the default of this endpoint
+
+    @property
+    def top(self) -> int | None:
+        return self.logprobs
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Every prompt, as text or as token ids."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [self.prompt]  # type: ignore[list-item]
+        return self.prompt  # type: ignore[return-value]
+
+
+_Schema = TypeVar("_Schema", bound=Sampling)
+
+
+def parse(schema: type[_Schema], body: dict[str, Any]) -> _Schema:
+    """The body as `schema`. Raises InvalidRequest that names the first field it cannot take."""
+    known = {name: value for name, value in body.items() if name not in IGNORED}
+    try:
+        return schema.model_validate(known)
+    except ValidationError as error:
+        raise _from_pydantic(error) from None
+
+
+def _from_pydantic(error: ValidationError) -> InvalidRequest:
+    problem = min(error.errors(include_url=False), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    param = _path(problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
+    if problem["type"] == "missing":
+        return InvalidRequest(f"{param} is required.", code="missing_required_parameter", param=param)
+    return _invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)
+
+
+def _path(location: tuple[int | str, ...]) -> str:
+    """("messages", 3, "role") -> "messages[3].role". Names of union members, which are not in the body, are left out."""
+    path = ""
+    for part in location:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part.isidentifier() and part not in ("str", "list", "TextPart"):
+            path += f".{part}" if path else part
+    return path
+
+
+def _invalid(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_value", param=param)
