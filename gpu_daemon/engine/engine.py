@@ -1,0 +1,183 @@
+"""The engine of one model: a thread that plans, runs and applies, step after step."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence as Many
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from gpu_daemon.engine.sequence import Chunk, Delta, FinishReason, Load, Sampled, Sequence
+from gpu_daemon.engine.step_scheduler import StepScheduler
+
+_LOG = logging.getLogger(__name__)
+_SMOOTHING = 0.1
+_IDLE_SECONDS = 0.2
+
+
+class Runner(Protocol):
+    """Runs chunks on a device. The result has one entry for each chunk that samples, in order."""
+
+    eos_ids: frozenset[int]
+
+    def run(self, chunks: Many[Chunk]) -> list[Sampled]: ...
+
+
+Deliver = Callable[[int, list[Delta]], None]  # step, deltas; called once a step, from the engine's thread
+
+
+class Engine:
+    """Owns its sequences. Every method but `_loop`'s may be called from any thread: they only put into the inbox."""
+
+    def __init__(self, name: str, runner: Runner, scheduler: StepScheduler, deliver: Deliver) -> None:
+        self._runner = runner
+        self._scheduler = scheduler
+        self._deliver = deliver
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._ended: list[Delta] = []
+        self._stopping = False
+        self.load = Load(tokens_total=scheduler.cache.max_tokens, tokens_free=scheduler.cache.max_tokens)
+        self._thread = threading.Thread(target=self._loop, name=f"engine {name}", daemon=True)
+        self._thread.start()
+
+    # --- Inbox ---
+
+    def submit(self, sequences: Many[Sequence]) -> None:
+        self._inbox.put(lambda: self._scheduler.waiting.extend(sequences))
+
+    def abort(self, request_id: str, attempt: int) -> None:
+        """Ends a request's sequences before the next step."""
+        self._inbox.put(lambda: self._end_where(lambda s: (s.request_id, s.attempt) == (request_id, attempt)))
+
+    def abort_caller(self, caller: int) -> None:
+        """Ends everything of a caller whose stream broke."""
+        self._inbox.put(lambda: self._end_where(lambda s: s.caller == caller))
+
+    def stop(self) -> None:
+        """Ends the thread after the step it is in; what was left is cancelled."""
+        self._inbox.put(self._stop)
+        self._thread.join(timeout=30)
+
+    def _stop(self) -> None:
+        self._stopping = True
+        self._end_where(lambda _: True)
+
+    # --- The loop ---
+
+    def _loop(self) -> None:
+        while not self._stopping:
+            self._read_inbox()
+            self._expire()
+            chunks = self._scheduler.plan()
+            self._report(self._run(chunks) if chunks else [])
+
+    def _run(self, chunks: list[Chunk]) -> list[Delta]:
+        started = time.perf_counter()
+        try:
+            sampled = self._runner.run(chunks)
+        except Exception as error:  # noqa: BLE001  Whatever a step dies of, only its sequences fail.
+            return self._fail(chunks, error)
+        deltas = self._apply(chunks, sampled)
+        self._measure(chunks, (time.perf_counter() - started) * 1000)
+        return deltas
+
+    def _apply(self, chunks: list[Chunk], sampled: list[Sampled]) -> list[Delta]:
+        """Advances every sequence; those that sampled get their token."""
+        results = iter(sampled)
+        deltas = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            sequence.computed += chunk.count
+            if chunk.samples:
+                deltas.append(self._append(sequence, next(results)))
+        return deltas
+
+    def _append(self, sequence: Sequence, sampled: Sampled) -> Delta:
+        index = sequence.index
+        sequence.tokens.append(sampled.token_id)
+        reason = self._finish_reason(sequence, sampled.token_id)
+        cached, sequence.cached = sequence.cached, 0
+        if reason is not None:
+            self._scheduler.remove(sequence)
+        return Delta(
+            caller=sequence.caller,
+            request_id=sequence.request_id,
+            attempt=sequence.attempt,
+            choice=sequence.choice,
+            first_index=index,
+            token_ids=(sampled.token_id,),
+            logprobs=() if sampled.logprob is None else (sampled.logprob,),
+            finish_reason=reason,
+            cached_tokens=cached,
+        )
+
+    def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        if token_id in self._runner.eos_ids and not sequence.sampling.ignore_eos:
+            return FinishReason.STOP
+        return FinishReason.LENGTH if sequence.index >= sequence.sampling.max_tokens else None
+
+    # --- Ends other than the usual one ---
+
+    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
+        self._scheduler.remove(sequence)
+        self._ended.append(
+            Delta(sequence.caller, sequence.request_id, sequence.attempt, sequence.choice, sequence.index,
+                  finish_reason=reason, error=error)
+        )  # fmt: skip
+
+    def _end_where(self, condition: Callable[[Sequence], bool]) -> None:
+        for sequence in self._scheduler.sequences():
+            if condition(sequence):
+                self._end(sequence, FinishReason.CANCELLED)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for sequence in self._scheduler.sequences():
+            if sequence.deadline <= now:
+                self._end(sequence, FinishReason.EXPIRED)
+
+    def _fail(self, chunks: list[Chunk], error: Exception) -> list[Delta]:
+        code = "out_of_memory" if isinstance(error, MemoryError) or "out of memory" in str(error) else "engine_error"
+        _LOG.exception("a step of %d sequences failed: %s", len(chunks), code)
+        for chunk in chunks:
+            self._end(chunk.sequence, FinishReason.FAILED, code)
+        self._scheduler.cache.forget()
+        return []
+
+    # --- Between steps ---
+
+    def _read_inbox(self) -> None:
+        """Waits for work when there is none; otherwise takes what is there."""
+        idle = not self._scheduler.running and not self._scheduler.waiting
+        try:
+            command = self._inbox.get(timeout=_IDLE_SECONDS) if idle else self._inbox.get_nowait()
+            while True:
+                command()
+                command = self._inbox.get_nowait()
+        except Empty:
+            return
+
+    def _report(self, deltas: list[Delta]) -> None:
+        """One call across threads for all that the step did."""
+        deltas, self._ended = [*self._ended, *deltas], []
+        self.load.running, self.load.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        self.load.tokens_free = self._scheduler.cache.free_tokens
+        if deltas:
+            self._deliver(self.load.step, deltas)
+
+    def _measure(self, chunks: list[Chunk], took_ms: float) -> None:
+        load = self.load
+        load.step += 1
+        prefilled = sum(chunk.count for chunk in chunks if chunk.count > 1)
+        decoding = sum(1 for chunk in chunks if chunk.count == 1)
+        if prefilled:
+            share = max(0.0, took_ms - decoding * load.decode_ms_per_token) / prefilled
+            load.prefill_ms_per_token = _smooth(load.prefill_ms_per_token, share)
+        else:
+            load.decode_ms_per_token = _smooth(load.decode_ms_per_token, took_ms / decoding)
+
+
+def _smooth(old: float, new: float) -> float:
+    return new if old == 0 else old + _SMOOTHING * (new - old)
