@@ -81,8 +81,8 @@ def convert(source: Path, target: Path) -> Iterator[tuple[str, float]]:
     yield "writing", 0.0
     specs = {
         name: safetensors.TensorSpec(
-                dtype="bfloat16", shape=list(values.shape), data_ptr=values.ctypes.data, data_len=values.nbytes
-            )
+            dtype="bfloat16", shape=list(values.shape), data_ptr=values.ctypes.data, data_len=values.nbytes
+        )
         for name, values in tensors.items()
     }
     safetensors.serialize_file(specs, str(target / "model.safetensors"), {"format": "pt"})

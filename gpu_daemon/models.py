@@ -1,0 +1,144 @@
+"""The models of this daemon: loaded, joined, unloaded. One load at a time; a failure leaves what serves serving."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpu_daemon.config import DaemonConfig
+from gpu_daemon.engine.engine import Engine
+from gpu_daemon.engine.kv_cache import KvCache
+from gpu_daemon.engine.sequence import Delta
+from gpu_daemon.engine.step_scheduler import StepScheduler
+from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
+
+if TYPE_CHECKING:
+    from gpu_daemon.runners.torch_runner import TorchRunner
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+
+@dataclass(slots=True)
+class Resident:
+    """One model in memory, or on its way there or out."""
+
+    name: str
+    state: str = "loading"  # loading, ready, unloading, failed
+    stage: str = "reading"
+    progress: float = 0.0
+    error: str = ""
+    runner: TorchRunner | None = None
+    engine: Engine | None = None
+    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+
+class Models:
+    """Owns every Resident. Lives on the event loop; loading runs in a thread."""
+
+    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None]) -> None:
+        self._config = config
+        self._deliver = deliver
+        self._lock = asyncio.Lock()
+        self.residents: dict[str, Resident] = {}
+        self.device = "?"
+
+    def ready(self, name: str) -> Resident:
+        """Raises ModelNotReady."""
+        resident = self.residents.get(name)
+        if resident is None or resident.state != "ready":
+            raise ModelNotReady(f"{name} is not loaded")
+        return resident
+
+    def start_load(self, name: str) -> Resident:
+        """Begins to load a model, or joins the load that is under way. Raises InvalidCommand for a name like no folder."""
+        if not _NAME.fullmatch(name):
+            raise InvalidCommand("a model's name is small letters, digits, dots, dashes and underscores")
+        resident = self.residents.get(name)
+        if resident is None or resident.state == "failed":
+            resident = self.residents[name] = Resident(name)
+            resident_task = asyncio.create_task(self._load(resident), name=f"load {name}")
+            resident_task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        return resident
+
+    async def _load(self, resident: Resident) -> None:
+        loop = asyncio.get_running_loop()
+
+        def report(stage: str, progress: float) -> None:
+            asyncio.run_coroutine_threadsafe(_change(resident, stage=stage, progress=progress), loop)
+
+        async with self._lock:
+            try:
+                runner = await asyncio.to_thread(self._build, self._config.models_dir / resident.name, report)
+            except LoadFailed as error:
+                await _change(resident, state="failed", error=str(error))
+                return
+            except Exception as error:
+                await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
+                raise
+            scheduler = StepScheduler(KvCache(runner.max_sequences, runner.kv_tokens), self._config.step_tokens)
+            resident.runner = runner
+            resident.engine = Engine(resident.name, runner, scheduler, self._deliver)
+            await _change(resident, state="ready", stage="ready", progress=1.0)
+
+    def _build(self, folder: Path, report: Callable[[str, float], None]) -> TorchRunner:
+        # Imported here, so that the daemon answers its health check while torch is still on its way in.
+        from gpu_daemon.runners.torch_runner import TorchRunner, pick_device, set_threads
+
+        config = self._config
+        set_threads(config.threads)
+        self.device = pick_device(config.device)
+        runner = TorchRunner(
+            folder,
+            device=self.device,
+            max_sequences=config.max_sequences,
+            max_model_len=config.max_model_len,
+            kv_bytes=config.kv_bytes,
+            report=report,
+        )
+        runner.warm()
+        return runner
+
+    async def unload(self, name: str, grace_seconds: float) -> None:
+        """Removes a model once its sequences are done, or the grace is over. Raises ModelNotReady."""
+        resident = self.ready(name)
+        await _change(resident, state="unloading")
+        await _until_idle([resident], grace_seconds)
+        del self.residents[name]
+        await asyncio.to_thread(_stop, resident)
+
+    async def drain(self, grace_seconds: float) -> bool:
+        """Whether everything finished within the grace."""
+        return await _until_idle(list(self.residents.values()), grace_seconds)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
+
+
+def _stop(resident: Resident) -> None:
+    if resident.engine is not None:
+        resident.engine.stop()
+    resident.engine = resident.runner = None
+
+
+async def _until_idle(residents: list[Resident], grace_seconds: float) -> bool:
+    def idle() -> bool:
+        return not any(r.engine and (r.engine.load.running or r.engine.load.waiting) for r in residents)
+
+    try:
+        async with asyncio.timeout(grace_seconds):
+            while not idle():
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _change(resident: Resident, **values: object) -> None:
+    async with resident.changed:
+        for name, value in values.items():
+            setattr(resident, name, value)
+        resident.changed.notify_all()
