@@ -91,6 +91,10 @@ USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT: Path = VAR_DIR / "static"
 
+# --- Metrics ---
+# Called by the metrics writer with (ledger id, entry) pairs; the two apps do not know each other.
+USAGE_RECORDER = "apps.accounts.services.usage_record"
+
 # --- REST ---
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["apps.accounts.auth.ApiKeyAuthentication", "apps.accounts.auth.SessionAuthentication"],

@@ -71,7 +71,7 @@ def api_key_revoke(*, key: ApiKey, actor: str) -> None:
 
 
 @transaction.atomic
-def usage_record(entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
+def usage_record(entries: Sequence[tuple[str, Any]]) -> None:
     """Counts ledger entries, (stream id, entry) in the stream's order, into UsageDay. Each counts once, ever."""
     cursor, _ = LedgerCursor.objects.select_for_update().get_or_create(stream="ledger")
     known = (cursor.milliseconds, cursor.sequence)
@@ -81,11 +81,11 @@ def usage_record(entries: Sequence[tuple[str, dict[str, Any]]]) -> None:
     organizations = set(Organization.objects.values_list("pk", flat=True))
     totals: dict[tuple[int, str, str, Any], Counter[str]] = {}
     for _, entry in fresh:
-        if entry["outcome"] == "refused" or int(entry["org_id"]) not in organizations:
+        if entry.outcome == "refused" or int(entry.org_id) not in organizations:
             continue
-        day = datetime.fromtimestamp(entry["finished_ms"] / 1000, UTC).date()
-        counter = totals.setdefault((int(entry["org_id"]), entry["key_id"], entry["model"], day), Counter())
-        counter.update(requests=1, prompt=entry["prompt_tokens"], completion=entry["completion_tokens"])
+        day = datetime.fromtimestamp(entry.finished_ms / 1000, UTC).date()
+        counter = totals.setdefault((int(entry.org_id), entry.key_id, entry.model, day), Counter())
+        counter.update(requests=1, prompt=entry.prompt_tokens, completion=entry.completion_tokens)
     for (org, key, model, day), counter in totals.items():
         row, _ = UsageDay.objects.get_or_create(organization_id=org, key_id=key, model=model, day=day)
         UsageDay.objects.filter(pk=row.pk).update(

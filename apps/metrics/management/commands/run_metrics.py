@@ -1,0 +1,30 @@
+"""`manage.py run_metrics`: counts what ended into Postgres, Prometheus' counters and ClickHouse."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand
+
+from apps.core.redis import connect
+from apps.metrics.writer import Writer
+
+
+class Command(BaseCommand):
+    help = "Count what ended, until SIGTERM. ClickHouse may be down meanwhile."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        asyncio.run(self._main())
+
+    async def _main(self) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        redis = connect(settings.ENV.redis_url)
+        try:
+            await Writer(redis).run(stop)
+        finally:
+            await redis.aclose()

@@ -1,0 +1,72 @@
+"""What the dashboard shows, from ClickHouse."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from apps.metrics import clickhouse
+
+POINTS = 60
+_WHERE = "finished_at >= now64(3) - toIntervalSecond({window:UInt32}) AND ({org:String} = '' OR org_id = {org:String})"
+_QUANTILES = "quantiles(0.5, 0.95, 0.99)"
+_SERIES = f"""
+SELECT intDiv(toUnixTimestamp(finished_at), {{step:UInt32}}) * {{step:UInt32}} AS at,
+       sum(completion_tokens) / {{step:UInt32}} AS tokens_per_second,
+       countIf(outcome = 'succeeded') AS succeeded, countIf(outcome = 'refused') AS refused,
+       countIf(outcome NOT IN ('succeeded', 'refused')) AS failed,
+       {_QUANTILES}If(total_ms, outcome = 'succeeded') AS latency_ms,
+       {_QUANTILES}If(ttft_ms, ttft_ms > 0) AS ttft_ms
+FROM requests WHERE {_WHERE} GROUP BY at ORDER BY at
+"""
+_MODELS = f"""
+SELECT model, count() AS requests, countIf(outcome = 'succeeded') AS succeeded, countIf(outcome = 'refused') AS refused,
+       sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
+       sum(cached_tokens) AS cached_tokens,
+       {_QUANTILES}If(total_ms, outcome = 'succeeded') AS latency_ms,
+       {_QUANTILES}If(ttft_ms, ttft_ms > 0) AS first_token_ms,
+       {_QUANTILES}If(queue_ms, outcome != 'refused') AS wait_ms,
+       avgIf(token_ms, token_ms > 0) AS token_ms
+FROM requests WHERE {_WHERE} GROUP BY model ORDER BY requests DESC
+"""
+_FAILURES = f"""
+SELECT toUnixTimestamp(finished_at) AS at, request_id, model, outcome, code
+FROM requests WHERE {_WHERE} AND outcome != 'succeeded' ORDER BY finished_at DESC LIMIT 20
+"""
+
+
+async def dashboard(window_seconds: int, org_id: str = "") -> dict[str, Any]:
+    """Series, a breakdown by model and the latest failures of the window; of one organization when it is named.
+
+    `available` is False, and the rest empty, while ClickHouse does not answer.
+    """
+    step = max(1, window_seconds // POINTS)
+    parameters = {"window": window_seconds, "step": step, "org": org_id}
+    try:
+        series, models, failures = await asyncio.to_thread(_read, parameters)
+    except clickhouse.UNAVAILABLE:
+        return {"available": False, "step": step, "window": window_seconds, "series": [], "models": [], "failures": []}
+    return {
+        "available": True,
+        "step": step,
+        "window": window_seconds,
+        "series": series,
+        "models": models,
+        "failures": failures,
+    }
+
+
+def _read(parameters: dict[str, Any]) -> list[list[dict[str, Any]]]:
+    client = clickhouse.connect()
+    try:
+        found = [clickhouse.rows(client, sql, parameters) for sql in (_SERIES, _MODELS, _FAILURES)]
+    finally:
+        client.close()
+    return [[{name: _plain(value) for name, value in row.items()} for row in rows] for rows in found]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: a quantile of nothing is null."""
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and value != value else value
