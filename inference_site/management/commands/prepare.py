@@ -1,0 +1,25 @@
+"""`manage.py prepare`: brings the stores up to date. `manage.py up` runs it; so may a deployment."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandParser
+
+
+class Command(BaseCommand):
+    help = "Migrate Postgres, load the catalogue and create what a new installation starts with. Safe to repeat."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--worker-port", type=int, help="also register a local worker on this port")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        call_command("migrate", verbosity=0)
+        call_command("loaddata", "models", verbosity=0)
+        call_command("collectstatic", interactive=False, verbosity=0)
+        call_command("bootstrap")
+        if options["worker_port"]:
+            call_command("fleet", "add-host", "local", address="127.0.0.1")
+            call_command("fleet", "add-worker", "local-0", host="local", port=options["worker_port"],
+                         model=["smollm2-135m"])  # fmt: skip
