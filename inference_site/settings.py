@@ -7,8 +7,9 @@ from pathlib import Path
 import dj_database_url
 
 from inference_site.env import BASE_DIR, ENV, VAR_DIR
+from inference_site.unfold import UNFOLD
 
-__all__ = ["ENV", "VAR_DIR"]
+__all__ = ["ENV", "UNFOLD", "VAR_DIR"]
 
 # --- Wiring ---
 ROOT_URLCONF = "inference_site.urls"

@@ -105,8 +105,6 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
         response = await _dispatch(request)
     except ServiceError as error:
         response = error_response(error, request.request_id)  # type: ignore[attr-defined]
-        if isinstance(error, MethodNotAllowed):
-            response["Allow"] = error.param or ""
     except (RedisError, DatabaseError) as error:
         _ERRORS.warning("a store is unavailable: %s", type(error).__name__)
         unavailable = Unavailable(
@@ -138,7 +136,8 @@ async def _dispatch(request: HttpRequest) -> HttpResponseBase:
         raise NotFound("There is nothing at this address.")
     route, match = matches[0]
     if request.method != route.method and not (request.method == "HEAD" and route.method == "GET"):
-        raise MethodNotAllowed(f"Use {route.method} here.", param=route.method)
+        refusal = MethodNotAllowed(f"Use {route.method} here.")
+        return error_response(refusal, request.request_id, {"Allow": route.method})  # type: ignore[attr-defined]
     if route.open:
         return await route.handler(request)
     if route.handler is not health.metrics and "inference" not in principal.scopes:
