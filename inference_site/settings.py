@@ -123,4 +123,9 @@ LOGGING = {
     "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": ENV.log_level},
+    "loggers": {
+        "httpx": {"level": "WARNING"},
+        "django.request": {"level": "CRITICAL"},  # apps.api.access and apps.api.edge say it already
+        "clickhouse_connect": {"level": "CRITICAL"},  # the writer says it
+    },
 }

@@ -99,6 +99,8 @@ class WorkerLink:
                         await self._apply(step)
             except (ServiceError, RedisError) as error:
                 _LOG.warning("worker %s: %s", self.worker.worker_id, error)
+            except Exception:  # noqa: BLE001  A bug met by one step must not end the link; its requests go elsewhere.
+                _LOG.exception("worker %s: a step could not be published", self.worker.worker_id)
             finally:
                 self._stream = None
                 await asyncio.shield(client.close())

@@ -8,9 +8,13 @@ for _, item in ipairs(cjson.decode(ARGV[2])) do
   local id, key = item[1], 'request:' .. item[1]
   local held = redis.call('HMGET', key, 'state', 'attempt')
   local valid = held[1] == 'running' and tonumber(held[2]) == item[2]
+  local expected = {}
   if valid then
     for _, delta in ipairs(item[4]) do
-      valid = valid and tonumber(redis.call('HGET', key, 'next:' .. delta[1]) or 0) == delta[2]
+      local choice = delta[1]
+      local index = expected[choice] or tonumber(redis.call('HGET', key, 'next:' .. choice) or 0)
+      valid = valid and index == delta[2]
+      expected[choice] = index + delta[3]
     end
   end
   if not valid then
