@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import threading
+import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,6 +73,14 @@ class Engine:
             self._session.close()
 
 
+def _split(body: bytes) -> tuple[str, bytes]:
+    """A body that begins with its query: an insert's rows follow on the next line."""
+    first, newline, rest = body.partition(b"\n")
+    if newline and _INSERT.match(first.decode(errors="replace")):
+        return first.decode(), rest
+    return body.decode(), b""
+
+
 def _settings_clause(settings: dict[str, str]) -> str:
     quoted = (f"{name} = '{_quote(value)}'" for name, value in settings.items() if _SETTING.match(name))
     clause = ", ".join(quoted)
@@ -124,7 +133,7 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(403, b"Code: 516. DB::Exception: Authentication failed. (AUTHENTICATION_FAILED)\n", code="516")
             return
         address = dict(parse_qsl(urlsplit(self.path).query))
-        sql, data = (address["query"], body) if "query" in address else (body.decode(), b"")
+        sql, data = (address["query"], body) if "query" in address else _split(body)
         parameters = {name[6:]: value for name, value in address.items() if name.startswith("param_")}
         settings = {name: value for name, value in address.items() if name in _SETTINGS}
         try:
@@ -163,7 +172,9 @@ class Server(ThreadingHTTPServer):
     request_queue_size = 64
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hung up or spoke nonsense is its own affair."""
+        """A client that hung up is its own affair; anything else is ours, and logged."""
+        if not isinstance(sys.exception(), ConnectionError):
+            traceback.print_exc()
 
 
 def main() -> None:
