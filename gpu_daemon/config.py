@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """`max_sequences` run at once; `step_tokens` is one step's budget; `kv_bytes` caps the KV cache, 0 is half of what is free."""
+    """`max_sequences` run at once; `step_tokens` is a step's budget; `kv_bytes` caps the KV cache, 0 is half of free memory."""
 
     worker_id: str
     host: str

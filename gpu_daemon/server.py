@@ -116,9 +116,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             if caller in self._callers:
                 self._callers[caller].put_nowait(pb.StepOutput(step=step, deltas=messages))
 
-    async def Execute(
-        self, commands: AsyncIterator[pb.Command], context: _Context
-    ) -> AsyncIterator[pb.StepOutput]:
+    async def Execute(self, commands: AsyncIterator[pb.Command], context: _Context) -> AsyncIterator[pb.StepOutput]:
         caller = next(self._numbers)
         outputs = self._callers[caller] = asyncio.Queue()
         reader = asyncio.create_task(self._read(caller, commands))
@@ -174,9 +172,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
 
     # --- Status ---
 
-    async def WatchStatus(
-        self, request: pb.WatchStatusRequest, context: _Context
-    ) -> AsyncIterator[pb.DaemonStatus]:
+    async def WatchStatus(self, request: pb.WatchStatusRequest, context: _Context) -> AsyncIterator[pb.DaemonStatus]:
         interval = min(60.0, max(0.05, request.interval_ms / 1000))
         while True:
             yield self._status()
@@ -205,9 +201,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
 
     # --- Models ---
 
-    async def LoadModel(
-        self, request: pb.LoadModelRequest, context: _Context
-    ) -> AsyncIterator[pb.LoadProgress]:
+    async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> AsyncIterator[pb.LoadProgress]:
         try:
             self._check_epoch(request.epoch)
             resident = self.models.start_load(request.model)
@@ -222,9 +216,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, resident.error)
         yield pb.LoadProgress(stage="ready", progress=1.0)
 
-    async def UnloadModel(
-        self, request: pb.UnloadModelRequest, context: _Context
-    ) -> pb.UnloadModelResponse:
+    async def UnloadModel(self, request: pb.UnloadModelRequest, context: _Context) -> pb.UnloadModelResponse:
         try:
             self._check_epoch(request.epoch)
             await self.models.unload(request.model, request.grace_ms / 1000)

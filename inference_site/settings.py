@@ -98,7 +98,10 @@ USAGE_RECORDER = "apps.accounts.services.usage_record"
 
 # --- REST ---
 REST_FRAMEWORK = {
-    "DEFAULT_AUTHENTICATION_CLASSES": ["apps.accounts.auth.ApiKeyAuthentication", "apps.accounts.auth.SessionAuthentication"],
+    "DEFAULT_AUTHENTICATION_CLASSES": [
+        "apps.accounts.auth.ApiKeyAuthentication",
+        "apps.accounts.auth.SessionAuthentication",
+    ],
     "DEFAULT_PERMISSION_CLASSES": ["apps.accounts.permissions.IsOperator"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],

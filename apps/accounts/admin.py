@@ -79,7 +79,16 @@ class UserAdmin(DjangoUserAdmin, ModelAdmin):  # type: ignore[type-arg]
 
 @admin.register(ApiKey)
 class ApiKeyAdmin(ModelAdmin):
-    list_display = ("name", "prefix", "organization", "scopes", "state_label", "last_used_at", "expires_at", "created_at")
+    list_display = (
+        "name",
+        "prefix",
+        "organization",
+        "scopes",
+        "state_label",
+        "last_used_at",
+        "expires_at",
+        "created_at",
+    )
     list_filter = ("organization", "revoked_at")
     list_select_related = ("organization",)
     search_fields = ("name", "prefix", "organization__name")
@@ -106,7 +115,11 @@ class ApiKeyAdmin(ModelAdmin):
             return
         lifetime = obj.expires_at - timezone.now() if obj.expires_at else None
         made, secret = api_key_create(
-            organization=obj.organization, name=obj.name, actor=str(request.user), scopes=obj.scopes, expires_in=lifetime
+            organization=obj.organization,
+            name=obj.name,
+            actor=str(request.user),
+            scopes=obj.scopes,
+            expires_in=lifetime,
         )
         obj.pk = made.pk
         self.message_user(request, f"Copy the key now, it is shown this once: {secret}", messages.WARNING)

@@ -82,9 +82,7 @@ class Organization(Limits):
 class User(AbstractUser):
     """Someone who signs in to the console. Staff are operators of the whole installation."""
 
-    organization = models.ForeignKey(
-        Organization, on_delete=models.SET_NULL, null=True, blank=True, related_name="users"
-    )
+    organization = models.ForeignKey(Organization, on_delete=models.SET_NULL, null=True, blank=True, related_name="users")
 
 
 class ApiKey(models.Model):
@@ -130,9 +128,7 @@ class UsageDay(models.Model):
     class Meta:
         ordering = ("-day",)
         verbose_name_plural = "usage days"
-        constraints = [
-            models.UniqueConstraint(fields=["organization", "day", "key_id", "model"], name="one_row_a_day")
-        ]
+        constraints = [models.UniqueConstraint(fields=["organization", "day", "key_id", "model"], name="one_row_a_day")]
 
     def __str__(self) -> str:
         return f"{self.organization} {self.day} {self.model}"

@@ -26,18 +26,20 @@ _RELEASE = LuaScript(_LUA / "release.lua", SETTLE_LUA)
 _STATE = LuaScript(_LUA / "state.lua", _WINDOW)
 _EPOCH = date(1970, 1, 1)
 
+_RATE, _QUOTA = "rate_limit_exceeded", "quota_exceeded"
 _REFUSALS = {
-    "requests": ("rate_limit_exceeded", "Your organization may send {0.requests_per_minute} requests a minute."),
-    "tokens": ("rate_limit_exceeded", "Your organization may use {0.tokens_per_minute} tokens a minute; this request may need {1}."),
+    "requests": (_RATE, "Your organization may send {0.requests_per_minute} requests a minute."),
+    "tokens": (_RATE, "Your organization may use {0.tokens_per_minute} tokens a minute; this request may need {1}."),
     "concurrent": ("concurrency_exceeded", "Your organization may run {0.concurrent_requests} requests at once."),
-    "day": ("quota_exceeded", "Your organization's {0.tokens_per_day} tokens for today are used up, or too few for this request ({1})."),
-    "month": ("quota_exceeded", "Your organization's {0.tokens_per_month} tokens for this month are used up, or too few for this request ({1})."),
-}  # fmt: skip
+    "day": (_QUOTA, "Of today's {0.tokens_per_day} tokens your organization has fewer left than the {1} this may need."),
+    "month": (
+        _QUOTA,
+        "Of the month's {0.tokens_per_month} tokens your organization has fewer left than the {1} this may need.",
+    ),
+}
 
 
-async def reserve(
-    redis: Redis, *, request_id: str, principal: Principal, tokens: int, ttl_ms: int
-) -> RateLimitState:
+async def reserve(redis: Redis, *, request_id: str, principal: Principal, tokens: int, ttl_ms: int) -> RateLimitState:
     """Reserves one request of up to `tokens`. Without a settle it stops counting as concurrent after `ttl_ms`.
 
     Raises QuotaExceeded with code rate_limit_exceeded, concurrency_exceeded or quota_exceeded.

@@ -11,9 +11,9 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.core.rest import ById, StrictSerializer
 from apps.accounts.models import SCOPES, ApiKey, Limits, Organization, Plan, UsageDay, User
 from apps.accounts.services import api_key_create, api_key_revoke, audit
+from apps.core.rest import ById, StrictSerializer
 
 
 class PlanSerializer(StrictSerializer):
@@ -119,9 +119,7 @@ class UserViewSet(Audited):
     serializer_class = UserSerializer
 
 
-class KeyViewSet(
-    mixins.CreateModelMixin, mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[ApiKey]
-):
+class KeyViewSet(mixins.CreateModelMixin, mixins.ListModelMixin, mixins.RetrieveModelMixin, viewsets.GenericViewSet[ApiKey]):
     """API keys. The secret is in the answer that creates one, and nowhere else."""
 
     queryset = ApiKey.objects.select_related("organization")

@@ -52,8 +52,10 @@ _CORS = {
     "Access-Control-Max-Age": "600",
     "Vary": "Origin",
 }
-_EXPOSED = "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, " \
+_EXPOSED = (
+    "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
     "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
+)
 Handler = Callable[..., Awaitable[HttpResponseBase]]
 
 

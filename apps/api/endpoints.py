@@ -46,15 +46,11 @@ async def _counted(principal: Principal, model: str, preparing: Awaitable[Prepar
         return await preparing
     except ServiceError as error:
         known = model if model in await model_cards() else "unknown"
-        await services.refuse(
-            request_id="", org_id=principal.org_id, key_id=principal.key_id, model=known, error=error
-        )
+        await services.refuse(request_id="", org_id=principal.org_id, key_id=principal.key_id, model=known, error=error)
         raise
 
 
-async def _answer(
-    request: HttpRequest, principal: Principal, prepared: Prepared, renderer: Renderer
-) -> HttpResponseBase:
+async def _answer(request: HttpRequest, principal: Principal, prepared: Prepared, renderer: Renderer) -> HttpResponseBase:
     started = time.monotonic()
     limits = await services.submit(prepared.request, principal)
     headers = rate_limit_headers(limits)

@@ -60,9 +60,7 @@ async def _queue() -> str | None:
 
 async def _workers() -> str | None:
     try:
-        workers = await asyncio.wait_for(
-            registry.workers(shared(), timeout_ms=settings.ENV.worker_timeout_ms), CHECK_SECONDS
-        )
+        workers = await asyncio.wait_for(registry.workers(shared(), timeout_ms=settings.ENV.worker_timeout_ms), CHECK_SECONDS)
     except (RedisError, TimeoutError):
         return None  # said by _queue
     if not workers:

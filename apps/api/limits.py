@@ -21,12 +21,12 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     _seen_bytes = 0
     _refused = False
 
-    def gotLength(self, length: int | None) -> None:  # noqa: N802  (Twisted's name)
+    def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
         if length is not None and length > settings.ENV.max_body_bytes:
             self._refuse()
 
-    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
+    def handleContentChunk(self, data: bytes) -> None:
         self._seen_bytes += len(data)
         if self._refused:
             return

@@ -70,9 +70,11 @@ class Sampling(Strict):
     top_k: int | None = Field(None, ge=-1, le=2**31 - 1)
     min_p: Number | None = Field(None, ge=0, le=1)
     n: int | None = Field(None, ge=1, le=MAX_CHOICES)
-    stop: Annotated[str, Field(min_length=1, max_length=64)] | Annotated[
-        list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=MAX_STOPS)
-    ] | None = None
+    stop: (
+        Annotated[str, Field(min_length=1, max_length=64)]
+        | Annotated[list[Annotated[Text, Field(min_length=1, max_length=64)]], Field(max_length=MAX_STOPS)]
+        | None
+    ) = None
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1)
     presence_penalty: Number | None = Field(None, ge=-2, le=2)
     frequency_penalty: Number | None = Field(None, ge=-2, le=2)
@@ -130,9 +132,12 @@ TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 
 class CompletionRequest(Sampling):
-    prompt: Text | TokenIds | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)] | Annotated[
-        list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)
-    ]
+    prompt: (
+        Text
+        | TokenIds
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS)]
+    )
     echo: Literal[False] | None = None
     logprobs: int | None = Field(None, ge=0, le=5)
 

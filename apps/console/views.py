@@ -101,7 +101,13 @@ def keys(request: HttpRequest, principal: Principal) -> HttpResponse:
     secret = _create_key(request, principal) if request.method == "POST" else None
     use = async_to_sync(_with_redis)(lambda redis: quota.use(redis, principal))
     found = ApiKey.objects.filter(organization_id=principal.org_id)
-    context = {"page": "keys", "keys": found, "secret": secret, "bars": _bars(use), "organization": _organization(request)}
+    context = {
+        "page": "keys",
+        "keys": found,
+        "secret": secret,
+        "bars": _bars(use),
+        "organization": _organization(request),
+    }
     return render(request, "console/keys.html", context)
 
 

@@ -15,7 +15,7 @@ class StrictSerializer(serializers.ModelSerializer[Any]):
         if isinstance(data, dict):
             unknown = set(data) - {name for name, field in self.fields.items() if not field.read_only}
             if unknown:
-                raise serializers.ValidationError({name: "This field is unknown or read-only." for name in unknown})
+                raise serializers.ValidationError(dict.fromkeys(unknown, "This field is unknown or read-only."))
         return super().to_internal_value(data)
 
 

@@ -151,8 +151,7 @@ class ExecuteStream:
     ) -> None:
         """Starts the choices in `generated`, each from the tokens it already has."""
         choices = [
-            pb.Choice(index=i, prompt_ids=request.prompts[i // request.n], generated_ids=ids)
-            for i, ids in generated.items()
+            pb.Choice(index=i, prompt_ids=request.prompts[i // request.n], generated_ids=ids) for i, ids in generated.items()
         ]
         submit = pb.Submit(
             request_id=request.id,

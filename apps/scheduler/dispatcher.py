@@ -34,9 +34,7 @@ class Dispatcher:
         self._name = name
         self._work = asyncio.Event()
         self._links: dict[str, WorkerLink] = {}
-        self._collectors: defaultdict[str, BatchCollector] = defaultdict(
-            lambda: BatchCollector(settings.ENV.batch_window_ms)
-        )
+        self._collectors: defaultdict[str, BatchCollector] = defaultdict(lambda: BatchCollector(settings.ENV.batch_window_ms))
 
     async def run(self, stop: asyncio.Event) -> None:
         """Dispatches until `stop` is set; then lets what runs end or hands it over."""
@@ -116,9 +114,7 @@ class Dispatcher:
 
     async def _lease_to(self, lane: str, candidate: Candidate, limit: int) -> int:
         worker_id = candidate.worker.worker_id
-        leases = await queue.lease(
-            self._redis, lane=lane, worker=worker_id, max_sequences=candidate.max_sequences, limit=limit
-        )
+        leases = await queue.lease(self._redis, lane=lane, worker=worker_id, max_sequences=candidate.max_sequences, limit=limit)
         link = self._links[worker_id]
         for lease in leases:
             await link.submit(lease)

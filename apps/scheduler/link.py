@@ -58,9 +58,7 @@ class WorkerLink:
             running = RunningRequest(lease, tokenizer_for(request.model).decoder, log)
         except (ServiceError, Garbled) as error:
             message = error.message if isinstance(error, ServiceError) else "The record of this request was damaged."
-            await queue.finish(
-                self._redis, request.id, Outcome.FAILED, attempt=lease.attempt, code="failed", message=message
-            )
+            await queue.finish(self._redis, request.id, Outcome.FAILED, attempt=lease.attempt, code="failed", message=message)
             return
         if not running.open:  # The worker was lost after its last token and before the end was written.
             await self._finish(running)

@@ -35,9 +35,7 @@ class Lane:
     finish_tags: dict[str, float] = field(default_factory=dict)
     waiting: list[Ticket] = field(default_factory=list)
 
-    def enqueue(
-        self, *, org: str, arrival: int, cost_ms: float, weight: float, priority: Priority, now_ms: int
-    ) -> Ticket:
+    def enqueue(self, *, org: str, arrival: int, cost_ms: float, weight: float, priority: Priority, now_ms: int) -> Ticket:
         start = max(self.virtual, self.finish_tags.get(org, 0.0))
         self.finish_tags[org] = start + cost_ms / weight
         ticket = Ticket(start - BOOST_MS[priority], arrival, start, org, now_ms + MAX_WAIT_MS[priority])

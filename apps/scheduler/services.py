@@ -75,7 +75,11 @@ async def _ready_residents(redis: Redis, model: str) -> list[ResidentModel]:
     ready = [resident for resident in held if resident.state == "ready"]
     if not ready:
         cards = await model_cards()
-        state = await registry.availability(redis, cards[model], timeout_ms=settings.ENV.worker_timeout_ms) if model in cards else "not_loaded"
+        state = (
+            await registry.availability(redis, cards[model], timeout_ms=settings.ENV.worker_timeout_ms)
+            if model in cards
+            else "not_loaded"
+        )
         raise absence_refusal("not_loaded" if state == "ready" else state, model)
     return ready
 
@@ -88,9 +92,7 @@ async def refuse(*, request_id: str, org_id: str, key_id: str, model: str, error
         return  # The client's answer matters more than our count of it.
 
 
-async def _record_refusal(
-    redis: Redis, request_id: str, org_id: str, key_id: str, model: str, error: ServiceError
-) -> None:
+async def _record_refusal(redis: Redis, request_id: str, org_id: str, key_id: str, model: str, error: ServiceError) -> None:
     now = await server_time_ms(redis)
     entry = {
         "request_id": request_id, "org_id": org_id, "key_id": key_id, "model": model,
@@ -111,9 +113,7 @@ async def events(request_id: str, *, after: int = 0) -> AsyncIterator[tuple[int,
 async def cancel(request_id: str) -> None:
     """Ends the request wherever it is; the engine drops it before its next step. Charges what was generated."""
     with _redis_errors():
-        await queue.finish(
-            shared(), request_id, Outcome.CANCELLED, code="cancelled", message="The request was cancelled."
-        )
+        await queue.finish(shared(), request_id, Outcome.CANCELLED, code="cancelled", message="The request was cancelled.")
 
 
 async def owner(request_id: str) -> str | None:
@@ -132,8 +132,7 @@ async def load() -> dict[str, Any]:
         dispatchers = await redis.zcount("dispatchers", cutoff, "+inf")
     return {
         "lanes": {
-            name: {"waiting": lane.waiting, "running": lane.running, "work_ms": lane.work_ms}
-            for name, lane in lanes.items()
+            name: {"waiting": lane.waiting, "running": lane.running, "work_ms": lane.work_ms} for name, lane in lanes.items()
         },
         "dispatchers": int(dispatchers),
         "at": time.time(),

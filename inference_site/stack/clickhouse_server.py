@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 from urllib.parse import parse_qsl, urlsplit
 
-from chdb import ChdbError
+from chdb._exceptions import ChdbError  # not the class of the same name that `chdb` itself shows
 from chdb.session import Session
 
 USER = "inference"
@@ -98,13 +98,13 @@ class Handler(BaseHTTPRequestHandler):
     engine: ClassVar[Engine]
     password: ClassVar[bytes]
 
-    def do_GET(self) -> None:  # noqa: N802
+    def do_GET(self) -> None:
         if urlsplit(self.path).path == "/ping":
             self._answer(200, b"Ok.\n")
         else:
             self._query(b"")
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         length = self.headers.get("Content-Length", "")
         if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
             body = self._read_chunked()
@@ -132,7 +132,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self._authorized():
             self._answer(403, b"Code: 516. DB::Exception: Authentication failed. (AUTHENTICATION_FAILED)\n", code="516")
             return
-        address = dict(parse_qsl(urlsplit(self.path).query))
+        address = dict(parse_qsl(urlsplit(self.path).query, keep_blank_values=True))
         sql, data = (address["query"], body) if "query" in address else _split(body)
         parameters = {name[6:]: value for name, value in address.items() if name.startswith("param_")}
         settings = {name: value for name, value in address.items() if name in _SETTINGS}
@@ -147,8 +147,6 @@ class Handler(BaseHTTPRequestHandler):
     def _authorized(self) -> bool:
         given = self.headers.get("X-ClickHouse-Key", "")
         if header := self.headers.get("Authorization", ""):
-
-
             given = base64.b64decode(header.removeprefix("Basic ")).decode().partition(":")[2]
         return hmac.compare_digest(given.encode(), self.password)
 
@@ -163,7 +161,7 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+    def log_message(self, format: str, *args: Any) -> None:
         """Quiet: the writer logs its own failures."""
 
 

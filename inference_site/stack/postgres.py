@@ -78,4 +78,3 @@ def create_database(url: str) -> None:
         exists = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
         if not exists:
             connection.execute(f'CREATE DATABASE "{DATABASE}"')
-

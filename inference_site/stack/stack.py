@@ -186,7 +186,7 @@ class Stack:
 
     @property
     def url(self) -> str:
-        host = "127.0.0.1" if ENV.bind in ("0.0.0.0", "::") else ENV.bind  # noqa: S104
+        host = "127.0.0.1" if ENV.bind in ("0.0.0.0", "::") else ENV.bind
         return f"http://{host}:{ENV.port}"
 
     @property

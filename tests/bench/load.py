@@ -91,9 +91,7 @@ def prompts(count: int, words: int, seed: int) -> Iterator[str]:
         yield "Tell a long story using these words: " + " ".join(rng.choice(WORDS) for _ in range(words))
 
 
-async def run(
-    target: Target, *, concurrency: int, requests: int, max_tokens: int, words: int = 40, seed: int = 1
-) -> Result:
+async def run(target: Target, *, concurrency: int, requests: int, max_tokens: int, words: int = 40, seed: int = 1) -> Result:
     """`concurrency` clients, each sending its next request when the last one ended. Raises on any failed request."""
     waiting = prompts(requests, words, seed)
     samples: list[Sample] = []

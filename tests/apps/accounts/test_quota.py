@@ -41,9 +41,7 @@ async def admitted(redis: Redis, who: Principal, *, requests: int, tokens: int =
     return sum(await asyncio.gather(*(one(n) for n in range(requests))))
 
 
-@pytest.mark.parametrize(
-    "limits", [{"requests_per_minute": 50}, {"tokens_per_minute": 500}, {"concurrent_requests": 50}]
-)
+@pytest.mark.parametrize("limits", [{"requests_per_minute": 50}, {"tokens_per_minute": 500}, {"concurrent_requests": 50}])
 async def test_200_parallel_requests_on_a_quota_of_50_give_exactly_50(redis: Redis, limits: dict[str, int]) -> None:
     assert await admitted(redis, principal(**limits), requests=200, tokens=10) == 50
 

@@ -39,7 +39,12 @@ class Command(BaseCommand):
         Console().print(table)
 
     def _with_progress(self, work: Callable[[str, Any, Report], None], name: str) -> None:
-        columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f} %"), TimeElapsedColumn()
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeElapsedColumn(),
+        )
         console = Console()
         with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
             task = bar.add_task(name, total=1.0)
