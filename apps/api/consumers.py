@@ -115,16 +115,11 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
             return
         client_id = None
         try:
-            frame = parse_object(text_data.encode("utf-8", "surrogatepass"))
+            frame = _parse_frame(text_data)
             client_id = frame.get("id") if isinstance(frame.get("id"), str) else None
             await self._handle(frame)
         except InvalidFrame as error:
             await self._strike(client_id, error)
-        except InvalidRequest as error:
-            if error.code == "invalid_json":
-                await self._strike(None, InvalidFrame(error.message))
-            else:
-                await self._send_error(client_id, error)
         except ServiceError as error:
             await self._send_error(client_id, error)
 
@@ -228,6 +223,14 @@ class InvalidFrame(InvalidRequest):
     """A frame that no client of ours would send."""
 
     code = "invalid_message"
+
+
+def _parse_frame(text: str) -> dict[str, Any]:
+    """Raises InvalidFrame."""
+    try:
+        return parse_object(text.encode("utf-8", "surrogatepass"))
+    except InvalidRequest as error:
+        raise InvalidFrame(error.message) from None
 
 
 def _frame(event: Event) -> dict[str, Any]:

@@ -1,0 +1,77 @@
+"""The whole stack, started once by the command people start it with, stopped at the end with nothing left behind."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.services import ROOT, free_port
+
+STOP_SECONDS = 15
+
+
+@dataclass(frozen=True)
+class RunningStack:
+    url: str
+    key: str
+    admin_password: str
+    var: Path
+    env: dict[str, str]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"}
+
+    def manage(self, *arguments: str) -> str:
+        """Output of a management command run beside the stack."""
+        command = [sys.executable, "manage.py", *arguments]
+        return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=True).stdout
+
+    def client(self) -> httpx.Client:
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """Every embedded service, a real model, one gateway; shared by all e2e tests."""
+    var = tmp_path_factory.mktemp("stack") / "var"
+    for parent in (var.parent, *var.parent.parents[:2]):
+        parent.chmod(0o755)  # Postgres, not being root, must be able to reach its data
+    port, key = free_port(), "sk-" + secrets.token_urlsafe(32)
+    ours = {"DATABASE_URL", "REDIS_URL", "CLICKHOUSE_URL", "SECRET_KEY", "DAEMON_TOKEN", "METRICS_TOKEN"}
+    env = {name: value for name, value in os.environ.items() if name not in ours}
+    env |= {"VAR_DIR": str(var), "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key}
+    log = var.parent / "up.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "manage.py", "up"], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT
+        )
+    try:
+        _wait(process, log)
+        password = (var / "secrets" / "admin_password").read_text().strip()
+        yield RunningStack(f"http://127.0.0.1:{port}", key, password, var, env)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=STOP_SECONDS)
+        left = [child for child in family if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
+        assert not left, f"left behind: {left}"
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 240
+    while "Ctrl-C stops everything" not in log.read_text():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(log.read_text())
+        time.sleep(0.2)
