@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-.PHONY: help run test check protos bench clean
+.PHONY: help run test check browser protos bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -8,16 +8,20 @@ help: ## List the targets
 run: .venv/site ## Install, start the whole stack, answer a first chat, keep serving
 	@exec $(PY) manage.py up
 
-test: .venv/dev ## Install what tests need and pass them all
+test: .venv/dev browser ## Install what tests need and pass them all
 	$(PY) -m pytest
+
+browser: ## Make sure that the browser test has a browser
+	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
+		|| { echo 'the browser test needs chromium: sudo apt-get install chromium' >&2; exit 1; }
 
 check: .venv/dev ## Lint, types, import contracts, migrations and stubs in step
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
-	.venv/bin/mypy
+	SECRET_KEY=unused .venv/bin/mypy
 	.venv/bin/lint-imports
-	$(PY) manage.py makemigrations --check --dry-run
-	$(PY) tests/check_protos.py
+	$(PY) -m tests.check_migrations
+	$(PY) -m tests.check_protos
 
 protos: .venv/dev ## Regenerate the gRPC stubs
 	PATH="$(CURDIR)/.venv/bin:$$PATH" $(PY) -m grpc_tools.protoc -I . --python_out=. --grpc_python_out=. \

@@ -12,7 +12,6 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from gpu_daemon.config import DaemonConfig, from_arguments
 from gpu_daemon.server import OPTIONS, GpuDaemon, TokenInterceptor
-from protos import inference_pb2_grpc as pb_grpc
 
 _LOG = logging.getLogger("gpu_daemon")
 
@@ -21,7 +20,7 @@ async def serve(config: DaemonConfig, stop: asyncio.Event) -> None:
     """Serves until `stop`; then refuses new work, lets the running finish for `drain_seconds`, and returns."""
     server = grpc.aio.server(interceptors=[TokenInterceptor(config.token)], options=OPTIONS)
     daemon = GpuDaemon(config)
-    pb_grpc.add_GpuDaemonServicer_to_server(daemon, server)
+    daemon.add_to(server)
     state = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     await state.set("", health_pb2.HealthCheckResponse.SERVING)

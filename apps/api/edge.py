@@ -133,14 +133,15 @@ async def _dispatch(request: HttpRequest) -> HttpResponseBase:
     if request.method == "OPTIONS" and "Origin" in request.headers:
         return HttpResponse(status=204)
     matches = [(route, match) for route in ROUTES if (match := route.pattern.fullmatch(request.path))]
-    principal = None if matches and matches[0][0].open else await _authenticate(request)
     if not matches:
+        await _authenticate(request)  # strangers do not learn what is where
         raise NotFound("There is nothing at this address.")
     route, match = matches[0]
+    principal = None if route.open else await _authenticate(request)
     if request.method != route.method and not (request.method == "HEAD" and route.method == "GET"):
         refusal = MethodNotAllowed(f"Use {route.method} here.")
         return error_response(refusal, request.request_id, {"Allow": route.method})  # type: ignore[attr-defined]
-    if route.open:
+    if principal is None:
         return await route.handler(request)
     if route.handler is not health.metrics and "inference" not in principal.scopes:
         raise PermissionDenied("This key may not be used for inference.")

@@ -20,7 +20,7 @@ async def kept_alive(frames: AsyncIterator[bytes], every_ms: int) -> AsyncIterat
     pending: asyncio.Task[bytes] | None = None
     try:
         while True:
-            pending = pending or asyncio.ensure_future(anext(frames))  # type: ignore[arg-type]
+            pending = pending or asyncio.ensure_future(anext(frames))
             done, _ = await asyncio.wait({pending}, timeout=every_ms / 1000)
             if not done:
                 yield KEEP_ALIVE

@@ -125,7 +125,7 @@ def _create_key(request: HttpRequest, principal: Principal) -> str:
 
 
 def _organization(request: HttpRequest) -> Any:
-    return User.objects.select_related("organization").get(pk=request.user.pk).organization
+    return User.objects.select_related("organization").get(username=request.user.get_username()).organization
 
 
 def _bars(use: quota.QuotaUse) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
-from apps.core.types import FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
+from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
 from apps.fleet.daemon_client import DaemonClient, ExecuteStream
 from apps.fleet.tokenizers import tokenizer_for
 from apps.scheduler import queue
@@ -75,7 +75,7 @@ class WorkerLink:
             cache_salt=request.org_id.encode(),
         )
 
-    async def _published(self, request_id: str) -> list[object]:
+    async def _published(self, request_id: str) -> list[Event]:
         entries = await self._redis.xrange(f"events:{request_id}")
         return [decode_event(fields["e"]) for _, fields in entries]
 

@@ -88,8 +88,8 @@ async def emit(redis: Redis, emissions: Sequence[Emission]) -> list[str]:
 
 async def renew(redis: Redis, held: Iterable[tuple[str, int]]) -> list[str]:
     """Returns the ids whose lease is no longer ours."""
-    flat = [part for pair in held for part in pair]
-    lost: list[str] = await _RENEW(redis, keys=[], args=[settings.ENV.lease_ms, *flat])
+    flat: list[str | int] = [part for pair in held for part in pair]
+    lost: list[str] = await _RENEW(redis, keys=[], args=[int(settings.ENV.lease_ms), *flat])
     return lost
 
 
@@ -97,14 +97,14 @@ async def finish(
     redis: Redis, request_id: str, outcome: Outcome, *, attempt: int = -1, code: str = "", message: str = ""
 ) -> bool:
     """Ends a request. True when this call did; False when it had ended, is unknown, or `attempt` is stale."""
-    args = [request_id, attempt, outcome.value, code, message, settings.ENV.events_ttl_ms]
+    args: list[str | int] = [request_id, attempt, outcome.value, code, message, settings.ENV.events_ttl_ms]
     return bool(await _FINISH(redis, keys=[], args=args))
 
 
 async def requeue(redis: Redis, held: Iterable[tuple[str, int]], *, blame: bool) -> int:
     """Gives leases back. With `blame` the worker failed, and a request that met `max_attempts` failures ends as failed.
     Returns how many requests wait again or ended."""
-    flat = [part for pair in held for part in pair]
+    flat: list[str | int] = [part for pair in held for part in pair]
     if not flat:
         return 0
     args = [settings.ENV.max_attempts, settings.ENV.events_ttl_ms, int(blame), *flat]

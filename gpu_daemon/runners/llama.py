@@ -143,7 +143,7 @@ class LlamaForward:
 
     def _attend(self, layer: Layer, h: Tensor, cos: Tensor, sin: Tensor, b: Batch, visible: Tensor) -> Tensor:
         qkv = functional.linear(h, layer.qkv, layer.qkv_bias).view(len(h), -1, self.head_dim)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        q, k, v = torch.split(qkv, [self.heads, self.kv_heads, self.kv_heads], 1)
         if layer.q_norm is not None and layer.k_norm is not None:
             q = functional.rms_norm(q, q.shape[-1:], layer.q_norm, self.eps)
             k = functional.rms_norm(k, k.shape[-1:], layer.k_norm, self.eps)

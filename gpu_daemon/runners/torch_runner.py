@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -51,10 +52,10 @@ class TorchRunner:
         """How many tokens may be in flight: by the cap, or by half of the memory that is free now."""
         forward = self._forward
         per_token = 2 * len(forward.layers) * forward.kv_heads * forward.head_dim * forward.dtype.itemsize
-        whole = self.max_sequences * self.max_model_len
+        whole: int = self.max_sequences * self.max_model_len
         if self.device.type == "cuda":
             return whole
-        return max(self.max_model_len, min(whole, (kv_bytes or psutil.virtual_memory().available // 2) // per_token))
+        return max(self.max_model_len, min(whole, int(kv_bytes or psutil.virtual_memory().available // 2) // int(per_token)))
 
     def warm(self) -> None:
         """Runs the shapes that requests bring, so the first one does not wait for them, and measures what tokens cost."""
@@ -103,20 +104,20 @@ def set_threads(count: int) -> None:
     torch.set_num_threads(count or psutil.cpu_count(logical=False) or 1)
 
 
-def _read_config(folder: Path) -> dict[str, object]:
+def _read_config(folder: Path) -> dict[str, Any]:
     try:
-        config: dict[str, object] = json.loads((folder / "config.json").read_text())
-        (architecture,) = config["architectures"]  # type: ignore[misc]
-    except (OSError, ValueError, KeyError, TypeError):
+        config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        architecture = config["architectures"][0]
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
         raise LoadFailed(f"{folder.name}: config.json is missing or damaged") from None
     if architecture not in ARCHITECTURES:
         raise LoadFailed(f"{folder.name}: the architecture {architecture} is not one of {', '.join(ARCHITECTURES)}")
     return config
 
 
-def _load(folder: Path, config: dict[str, object], device: torch.device) -> transformers.PreTrainedModel:
+def _load(folder: Path, config: dict[str, Any], device: torch.device) -> transformers.PreTrainedModel:
     """The weights, at a precision the device is fast in: bf16 on a GPU, float32 on a CPU."""
-    architecture = ARCHITECTURES[config["architectures"][0]]  # type: ignore[index]
+    architecture: Any = ARCHITECTURES[config["architectures"][0]]
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     try:
         model = architecture.from_pretrained(
@@ -127,7 +128,7 @@ def _load(folder: Path, config: dict[str, object], device: torch.device) -> tran
     return model.to(device).eval().requires_grad_(False)
 
 
-def _eos_ids(folder: Path, config: dict[str, object]) -> frozenset[int]:
+def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     """Ids that end an answer, of both config files."""
     ids: set[int] = set()
     generation = folder / "generation_config.json"
@@ -137,12 +138,12 @@ def _eos_ids(folder: Path, config: dict[str, object]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _fitting_sequences(config: object, wanted: int, length: int, kv_bytes: int) -> int:
+def _fitting_sequences(config: Any, wanted: int, length: int, kv_bytes: int) -> int:
     """How many whole sequences the GPU has room for: its cache is real memory from the start."""
-    heads = config.num_key_value_heads  # type: ignore[attr-defined]
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads  # type: ignore[attr-defined]
-    per_sequence = 2 * config.num_hidden_layers * heads * dim * 2 * length  # type: ignore[attr-defined]
+    heads = config.num_key_value_heads
+    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    per_sequence = 2 * config.num_hidden_layers * heads * dim * 2 * length
     room = kv_bytes or torch.cuda.mem_get_info()[0] * 8 // 10
     if room < per_sequence:
         raise LoadFailed("the GPU has no room for the KV cache of one sequence; lower --max-model-len")
-    return int(min(wanted, room // per_sequence))
+    return min(wanted, int(room // per_sequence))

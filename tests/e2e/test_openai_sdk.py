@@ -129,7 +129,7 @@ def test_fields_without_meaning_here_are_accepted(client) -> None:
 
 
 def test_an_unknown_key_is_refused(stack: RunningStack) -> None:
-    with openai.OpenAI(base_url=f"{stack.url}/v1", api_key="sk-" + "x" * 43, max_retries=0) as stranger:
-        with pytest.raises(openai.AuthenticationError) as refusal:
-            stranger.models.list()
+    stranger = openai.OpenAI(base_url=f"{stack.url}/v1", api_key="sk-" + "x" * 43, max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError) as refusal:
+        stranger.models.list()
     assert refusal.value.code == "invalid_api_key"
