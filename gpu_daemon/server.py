@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 import psutil
@@ -52,8 +52,7 @@ _REASONS = {
     FinishReason.EXPIRED: pb.FINISH_REASON_EXPIRED,
     FinishReason.FAILED: pb.FINISH_REASON_FAILED,
 }
-_Context = grpc.aio.ServicerContext[Any, Any]
-_Handler = grpc.RpcMethodHandler[Any, Any]
+_Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class TokenInterceptor(grpc.aio.ServerInterceptor):
@@ -76,7 +75,7 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):
         return _refusing(handler)
 
 
-def _refusing(handler: _Handler) -> Any:
+def _refusing(handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
     """A handler of the same shape that only says no."""
 
     async def unary(request: object, context: _Context) -> None:

@@ -119,9 +119,12 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
         _ERRORS.exception("request %s failed", request.request_id)  # type: ignore[attr-defined]
         response = error_response(INTERNAL, request.request_id)  # type: ignore[attr-defined]
     _add_cors(request, response)
+    if isinstance(response, HttpResponse):
+        response["Content-Length"] = str(len(response.content))
     response["openai-version"] = "2020-10-01"
     took_ms = round((time.monotonic() - started) * 1000)
-    _LOG.info("%s %s %s %s ms", request.method, request.path[:200], response.status_code, took_ms)
+    level = logging.INFO if request.path.startswith("/v1") else logging.DEBUG  # probes would drown the rest
+    _LOG.log(level, "%s %s %s %s ms", request.method, request.path[:200], response.status_code, took_ms)
     return response
 
 

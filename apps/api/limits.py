@@ -1,6 +1,7 @@
-"""Bounds on requests that must hold before an application sees them: Daphne reads a whole body first.
+"""Bounds on requests that must hold before an application sees them: Daphne reads a whole body, or message, first.
 
-`install()` gives Daphne a request class that answers 413 while the body arrives, announced or counted.
+`install()` gives Daphne protocol classes that answer 413 while a body arrives, announced or counted, and close a socket
+whose message is too long.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from daphne import http_protocol
+from daphne import http_protocol, ws_protocol
 from django.conf import settings
 
 from apps.api.errors import error_body
@@ -20,13 +21,14 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
 
     _seen_bytes = 0
     _refused = False
+    _content_type: list[bytes] | None = None
 
-    def gotLength(self, length: int | None) -> None:
+    def gotLength(self, length: int | None) -> None:  # noqa: N802  (Twisted's names)
         super().gotLength(length)
         if length is not None and length > settings.ENV.max_body_bytes:
             self._refuse()
 
-    def handleContentChunk(self, data: bytes) -> None:
+    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
         self._seen_bytes += len(data)
         if self._refused:
             return
@@ -35,7 +37,15 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         else:
             super().handleContentChunk(data)
 
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802
+        """Keeps Twisted from parsing forms: that is Django's to do, with Django's limits."""
+        self._content_type = self.requestHeaders.getRawHeaders(b"content-type")
+        self.requestHeaders.removeHeader(b"content-type")
+        super().requestReceived(command, path, version)
+
     def process(self) -> Any:
+        if self._content_type is not None:
+            self.requestHeaders.setRawHeaders(b"content-type", self._content_type)
         return None if self._refused else super().process()
 
     def _refuse(self) -> None:
@@ -50,6 +60,22 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         self.channel.loseConnection()
 
 
+class BoundedSocket(ws_protocol.WebSocketProtocol):  # type: ignore[misc]
+    """A socket whose messages are at most `max_body_bytes`, and which may be closed with any code of RFC 6455."""
+
+    def onConnect(self, request: Any) -> Any:  # noqa: N802
+        self.maxMessagePayloadSize = self.maxFramePayloadSize = settings.ENV.max_body_bytes
+        return super().onConnect(request)
+
+    def serverClose(self, code: int | None = None) -> None:  # noqa: N802
+        """Autobahn lets applications send 1000 and 3000-4999 only; ours also say 1003 and 1008."""
+        if code is None or code == 1000 or code >= 3000:
+            super().serverClose(code)
+        else:
+            self.sendCloseFrame(code=code, isReply=False)
+
+
 def install() -> None:
-    """Makes every connection that Daphne accepts from now on use BoundedRequest."""
+    """Makes every connection that Daphne accepts from now on use these classes."""
     http_protocol.WebRequest = BoundedRequest
+    ws_protocol.WebSocketFactory.protocol = BoundedSocket

@@ -113,8 +113,7 @@ class WorkerWatch:
                     async for snapshot in client.watch_status(STATUS_INTERVAL_MS):
                         await self._heard(client, snapshot)
                 except (ServiceError, RedisError) as error:
-                    _LOG.warning("worker %s: %s", self._worker.name, error)
-                    await self._record(f"unreachable: {error}")
+                    await self._lost(error)
                 finally:
                     await asyncio.shield(client.close())
                 await asyncio.sleep(RETRY_SECONDS)
@@ -122,6 +121,12 @@ class WorkerWatch:
             for task in self._loads.values():
                 task.cancel()
             await asyncio.shield(registry.forget(self._redis, self._worker.name))
+
+    async def _lost(self, error: Exception) -> None:
+        """Once a loss, not once a try."""
+        reason = error.code if isinstance(error, ServiceError) else type(error).__name__
+        if await self._record(f"unreachable: {reason}"):
+            _LOG.warning("worker %s is unreachable: %s", self._worker.name, error)
 
     async def _heard(self, client: DaemonClient, snapshot: WorkerSnapshot) -> None:
         if snapshot.worker_id != self._worker.name:

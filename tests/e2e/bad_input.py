@@ -1,0 +1,115 @@
+"""What strangers send, and the exact answer: (name, what to send, status, code, param). Data; test_bad_input.py sends it.
+
+`body` is a change to a good chat request (None removes a field), `raw` replaces the whole body, `endpoint` the address.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Bad:
+    name: str
+    status: int
+    code: str
+    param: str | None = None
+    body: dict[str, Any] = field(default_factory=dict)
+    raw: bytes | None = None
+    headers: dict[str, str | None] = field(default_factory=dict)
+    method: str = "POST"
+    endpoint: str = "/v1/chat/completions"
+
+
+def value(name: str, status: int = 400, code: str = "invalid_value", *, param: str, **body: Any) -> Bad:
+    return Bad(name, status, code, param, body=body)
+
+
+USER = {"role": "user", "content": "hi"}
+CREDENTIALS = [
+    Bad("no key", 401, "missing_api_key", headers={"Authorization": None}),
+    Bad("basic", 401, "invalid_api_key", headers={"Authorization": "Basic x"}),
+    Bad("bearer alone", 401, "invalid_api_key", headers={"Authorization": "Bearer"}),
+    Bad("sql", 401, "invalid_api_key", headers={"Authorization": "Bearer ' OR 1=1--"}),
+    Bad("shell", 401, "invalid_api_key", headers={"Authorization": "Bearer $(id)"}),
+    Bad("8 KiB key", 401, "invalid_api_key", headers={"Authorization": "Bearer sk-" + "a" * 8000}),
+    Bad("unknown key", 401, "invalid_api_key", headers={"Authorization": "Bearer sk-" + "a" * 43}),
+    Bad("key in the address", 401, "missing_api_key", headers={"Authorization": None},
+        endpoint="/v1/chat/completions?api_key=sk-secret"),
+]  # fmt: skip
+ADDRESSES = [
+    Bad("unknown path", 404, "not_found", endpoint="/v1/nothing"),
+    Bad("root of the API", 404, "not_found", endpoint="/v1"),
+    Bad("doubled slashes", 404, "not_found", endpoint="/v1//chat/completions"),
+    Bad("other host", 400, "invalid_host", headers={"Host": "evil.example"}),
+    Bad("put", 405, "method_not_allowed", method="PUT"),
+    Bad("get", 405, "method_not_allowed", method="GET"),
+    Bad("delete of a model", 405, "method_not_allowed", method="DELETE", endpoint="/v1/models/smollm2-135m"),
+    Bad("unknown model's page", 404, "model_not_found", "model", method="GET", endpoint="/v1/models/%2e%2e%2fetc%2fpasswd"),
+]
+BODIES = [
+    Bad("text/plain", 415, "unsupported_media_type", headers={"Content-Type": "text/plain"}),
+    Bad("multipart", 415, "unsupported_media_type", headers={"Content-Type": "multipart/form-data; boundary=x"}),
+    Bad("no type", 415, "unsupported_media_type", headers={"Content-Type": None}),
+    Bad("gzip", 415, "unsupported_encoding", headers={"Content-Encoding": "gzip"}),
+    Bad("empty", 400, "invalid_json", raw=b""),
+    Bad("half", 400, "invalid_json", raw=b"{"),
+    Bad("null", 400, "invalid_request", raw=b"null"),
+    Bad("list", 400, "invalid_request", raw=b"[]"),
+    Bad("string", 400, "invalid_request", raw=b'"x"'),
+    Bad("duplicate name", 400, "invalid_json", raw=b'{"model":"a","model":"b"}'),
+    Bad("NaN", 400, "invalid_json", raw=b'{"temperature":NaN}'),
+    Bad("Infinity", 400, "invalid_json", raw=b'{"temperature":Infinity}'),
+    Bad("5,000 digits", 400, "invalid_json", raw=b'{"seed":' + b"9" * 5000 + b"}"),
+    Bad("depth 100,000", 400, "invalid_json", raw=b"[" * 100_000),
+    Bad("invalid UTF-8", 400, "invalid_json", raw=b'{"model":"\xff"}'),
+    Bad("lone surrogate", 400, "invalid_json", raw=b'{"model":"\\ud800"}'),
+    Bad("1 MiB and one byte", 413, "payload_too_large", raw=b" " * ((1 << 20) + 1)),
+]
+FIELDS = [
+    Bad("unknown field", 400, "unsupported_parameter", "tp_size", body={"tp_size": 2}),
+    Bad("a peer's field", 400, "unsupported_parameter", "chat_template", body={"chat_template": "{{ 1 }}"}),
+    Bad("read-only field", 400, "unsupported_parameter", "cost", body={"cost": 0}),
+    Bad("best_of", 400, "unsupported_parameter", "best_of", body={"best_of": 2}),
+    Bad("tools", 400, "unsupported_parameter", "tools", body={"tools": []}),
+    Bad("unknown model", 404, "model_not_found", "model", body={"model": "gpt-5"}),
+    Bad("path as model", 404, "model_not_found", "model", body={"model": "../../etc/passwd"}),
+    Bad("10 KiB model", 404, "model_not_found", "model", body={"model": "m" * 10_000}),
+    Bad("homoglyph model", 404, "model_not_found", "model", body={"model": "smollm2-135м"}),
+    Bad("NUL in model", 404, "model_not_found", "model", body={"model": "smollm2-135m\0"}),
+    Bad("no model", 400, "missing_required_parameter", "model", body={"model": None}),
+    Bad("priority above the plan", 403, "priority_not_allowed", "service_tier", body={"service_tier": "priority"}),
+    value("tier", param="service_tier", service_tier="high"),
+    *(value(f"max_tokens {bad!r}", param="max_tokens", max_tokens=bad) for bad in (0, -1, 1.5, "10", True, 2**31, 2**63)),
+    value("context", code="context_length_exceeded", param="messages", max_tokens=8190),
+    *(value(f"n {bad!r}", param="n", n=bad) for bad in (0, 10**9, "2")),
+    *(value(f"temperature {bad!r}", param="temperature", temperature=bad) for bad in (-1, 3, "hot")),
+    *(value(f"top_p {bad!r}", param="top_p", top_p=bad) for bad in (0, 1.1, -1)),
+    value("top_k", param="top_k", top_k=-5),
+    *(value(f"stop {name}", param="stop", stop=bad)
+      for name, bad in (("many", ["x"] * 10_000), ("empty", ""), ("number", 5), ("long", "x" * 65))),
+    value("empty stop in a list", param="stop[0]", stop=[""]),
+    value("logit_bias 1e5", param="logit_bias", logit_bias={str(i): 1 for i in range(5_000)}),
+    value("logit_bias id", param="logit_bias", logit_bias={"49152": 1}),
+    value("logit_bias negative id", param="logit_bias", logit_bias={"-1": 1}),
+    value("logit_bias value", param="logit_bias", logit_bias={"1": 1000}),
+    value("logprobs number", param="logprobs", logprobs=1_000_000),
+    value("top_logprobs", param="top_logprobs", logprobs=True, top_logprobs=21),
+    value("top_logprobs alone", param="top_logprobs", top_logprobs=2),
+    *(value(f"seed {bad!r}", param="seed", seed=bad) for bad in (2**64, 1.5, "x")),
+    value("no messages", param="messages", messages=[]),
+    value("10,000 messages", param="messages", messages=[USER] * 10_000),
+    value("role", param="messages[1].role", messages=[USER, {"role": "root", "content": "x"}]),
+    value("no role", code="missing_required_parameter", param="messages[0].role", messages=[{"content": "x"}]),
+    value("content null", param="messages[0].content", messages=[{"role": "user", "content": None}]),
+    value("content number", param="messages[0].content", messages=[{"role": "user", "content": 5}]),
+    value("NUL in text", param="messages[0].content", messages=[{"role": "user", "content": "a\0b"}]),
+    value("1 million characters", code="context_length_exceeded", param="messages",
+          messages=[{"role": "user", "content": "a" * 1_000_000}]),
+    value("300,000 combining marks", code="context_length_exceeded", param="messages",
+          messages=[{"role": "user", "content": "e" + "\u0301" * 300_000}]),
+    value("image", code="unsupported_parameter", param="messages[0].content[0].image_url", messages=[{"role": "user", "content": [
+        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]),
+]  # fmt: skip
+BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS]
