@@ -13,9 +13,11 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Generator
 from pathlib import Path
 
 import psycopg
+import pytest
 import redis
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +31,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def pytest_load_initial_conftests() -> None:
-    """Runs before pytest-django imports the settings."""
+@pytest.hookimpl(wrapper=True)
+def pytest_load_initial_conftests() -> Generator[None, object, object]:
+    """A wrapper, so that it comes before pytest-django, which imports the settings."""
+    _start_services()
+    return (yield)
+
+
+def _start_services() -> None:
     folder = Path(tempfile.mkdtemp(prefix="inference-tests-"))
     folder.chmod(0o755)
     _folder.append(folder)

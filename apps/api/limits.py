@@ -23,12 +23,12 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
     _refused = False
     _content_type: list[bytes] | None = None
 
-    def gotLength(self, length: int | None) -> None:  # noqa: N802  (Twisted's names)
+    def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
         if length is not None and length > settings.ENV.max_body_bytes:
             self._refuse()
 
-    def handleContentChunk(self, data: bytes) -> None:  # noqa: N802
+    def handleContentChunk(self, data: bytes) -> None:
         self._seen_bytes += len(data)
         if self._refused:
             return
@@ -37,7 +37,7 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
         else:
             super().handleContentChunk(data)
 
-    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:  # noqa: N802
+    def requestReceived(self, command: bytes, path: bytes, version: bytes) -> None:
         """Keeps Twisted from parsing forms: that is Django's to do, with Django's limits."""
         self._content_type = self.requestHeaders.getRawHeaders(b"content-type")
         self.requestHeaders.removeHeader(b"content-type")
@@ -63,11 +63,12 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
 class BoundedSocket(ws_protocol.WebSocketProtocol):  # type: ignore[misc]
     """A socket whose messages are at most `max_body_bytes`, and which may be closed with any code of RFC 6455."""
 
-    def onConnect(self, request: Any) -> Any:  # noqa: N802
+    def onConnect(self, request: Any) -> Any:
         self.maxMessagePayloadSize = self.maxFramePayloadSize = settings.ENV.max_body_bytes
+        self.failByDrop = False  # say 1009 before hanging up
         return super().onConnect(request)
 
-    def serverClose(self, code: int | None = None) -> None:  # noqa: N802
+    def serverClose(self, code: int | None = None) -> None:
         """Autobahn lets applications send 1000 and 3000-4999 only; ours also say 1003 and 1008."""
         if code is None or code == 1000 or code >= 3000:
             super().serverClose(code)

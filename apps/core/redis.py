@@ -14,20 +14,26 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from django.conf import settings
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, Redis
 from redis.commands.core import AsyncScript
+
+# Commands beyond these wait for a connection, for up to 5 s.
+MAX_CONNECTIONS = 64
 
 
 def connect(url: str) -> Redis:
     """A client with its own pool. One per process and event loop; close it with `aclose()`."""
-    return Redis.from_url(
+    pool = BlockingConnectionPool.from_url(
         url,
+        max_connections=MAX_CONNECTIONS,
+        timeout=5,
         protocol=3,
         decode_responses=True,
         socket_connect_timeout=2,
         health_check_interval=15,
         client_name="inference-stack",
     )
+    return Redis.from_pool(pool)
 
 
 class LuaScript:

@@ -109,7 +109,7 @@ FIELDS = [
           messages=[{"role": "user", "content": "a" * 1_000_000}]),
     value("300,000 combining marks", code="context_length_exceeded", param="messages",
           messages=[{"role": "user", "content": "e" + "\u0301" * 300_000}]),
-    value("image", code="unsupported_parameter", param="messages[0].content[0].image_url", messages=[{"role": "user", "content": [
-        {"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]),
+    value("image", code="unsupported_parameter", param="messages[0].content[0].image_url",
+          messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]),
 ]  # fmt: skip
 BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS]

@@ -1,0 +1,194 @@
+"""A real daemon in this process, over real gRPC, through the site's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import grpc
+import pytest
+
+from apps.core.types import FinishReason, InferenceRequest, SamplingParams, StepOutput
+from apps.fleet.daemon_client import DaemonClient, DaemonError
+from gpu_daemon.__main__ import serve
+from gpu_daemon.config import DaemonConfig
+from protos import inference_pb2 as pb
+from protos import inference_pb2_grpc as pb_grpc
+from tests.gpu_daemon.conftest import make_tiny
+from tests.services import free_port
+
+TOKEN = "t" * 32
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    make_tiny(folder / "tiny", "llama")
+    return folder
+
+
+@asynccontextmanager
+async def daemon(models, **options) -> AsyncIterator[tuple[DaemonClient, asyncio.Event]]:
+    defaults = {"max_model_len": 512, "threads": 1, "preload": ("tiny",), "drain_seconds": 0.2}
+    config = DaemonConfig("w", "127.0.0.1", free_port(), models, TOKEN, **{**defaults, **options})
+    stop = asyncio.Event()
+    task = asyncio.create_task(serve(config, stop))
+    client = DaemonClient(f"127.0.0.1:{config.port}", TOKEN)
+    client.address = f"127.0.0.1:{config.port}"
+    try:
+        yield client, stop
+    finally:
+        stop.set()
+        await client.close()
+        await asyncio.wait_for(task, 20)
+
+
+async def ready(client: DaemonClient) -> None:
+    async for _ in client.load_model("tiny", 1):
+        pass
+
+
+def request(request_id: str = "r", *, max_tokens: int = 5, prompt=(5, 6, 7), **sampling) -> InferenceRequest:
+    params = SamplingParams(max_tokens=max_tokens, seed=1, temperature=0.0, ignore_eos=True, **sampling)
+    return InferenceRequest(request_id, "1", "1", "tiny", (tuple(prompt),), params)
+
+
+async def submit(stream, what: InferenceRequest, *, epoch: int = 1, generated=()) -> None:
+    await stream.submit(what, attempt=1, epoch=epoch, generated={0: list(generated)}, timeout_ms=0, cache_salt=b"s")
+
+
+async def collect(stream, ends: int = 1) -> dict[str, list]:
+    found: dict[str, list] = {}
+    steps: AsyncIterator[StepOutput] = aiter(stream)
+    while ends:
+        for delta in (await asyncio.wait_for(anext(steps), 10)).deltas:
+            found.setdefault(delta.request_id, []).append(delta)
+            ends -= delta.finish_reason is not None
+    return found
+
+
+async def test_tokens_come_once_a_step_in_order_and_end(models) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("a"))
+            await submit(stream, request("b", max_tokens=3))
+            found = await collect(stream, ends=2)
+    assert [delta.first_index for delta in found["a"]] == [0, 1, 2, 3, 4]
+    assert found["a"][-1].finish_reason is FinishReason.LENGTH
+    tokens = [[t for d in found[name] for t in d.token_ids] for name in ("a", "b")]
+    assert tokens[0][:3] == tokens[1]
+
+
+async def test_a_resumed_request_goes_on_where_it_was(models) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("whole", max_tokens=8))
+            whole = [t for d in (await collect(stream))["whole"] for t in d.token_ids]
+            await submit(stream, request("rest", max_tokens=8), generated=whole[:3])
+            rest = (await collect(stream))["rest"]
+    assert rest[0].first_index == 3
+    assert [t for d in rest for t in d.token_ids] == whole[3:]
+
+
+async def test_strangers_are_refused_on_every_call(models) -> None:
+    async with daemon(models) as (client, _):
+        stranger = DaemonClient(client.address, "wrong" * 8)
+        with pytest.raises(DaemonError, match="unauthenticated"):
+            await anext(aiter(stranger.watch_status(100)))
+        with pytest.raises(DaemonError, match="unauthenticated"):
+            await stranger.drain(1, 0)
+        with pytest.raises(DaemonError, match="unauthenticated"):
+            async with stranger.execute() as stream:
+                await collect(stream)
+        await stranger.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        ({"prompt": (9999,)}, "invalid_command"),
+        ({"prompt": ()}, "invalid_command"),
+        ({"max_tokens": 600}, "invalid_command"),
+        ({"top_p": float("nan")}, "invalid_command"),
+        ({"logit_bias": ((9999, 1.0),)}, "invalid_command"),
+    ],
+)
+async def test_a_bad_submit_fails_alone(models, change: dict, error: str) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("bad", **change))
+            await submit(stream, request("good"))
+            found = await collect(stream, ends=2)
+    assert (found["bad"][0].finish_reason, found["bad"][0].error) == (FinishReason.FAILED, error)
+    assert found["good"][-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_unknown_models_epochs_and_names(models) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, dataclasses.replace(request("a"), model="other"))
+            assert (await collect(stream))["a"][0].error == "model_not_ready"
+            await submit(stream, request("b"), epoch=7)
+            assert (await collect(stream))["b"][0].error == "stale_epoch"
+        for name, epoch, why in (
+            ("../etc", 1, "invalid_argument"),
+            ("missing", 1, "failed_precondition"),
+            ("tiny", 9, "failed_precondition"),
+        ):
+            with pytest.raises(DaemonError, match=why):
+                async for _ in client.load_model(name, epoch):
+                    pass
+
+
+async def test_an_abort_and_a_broken_stream_free_the_engine(models) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        status = client.watch_status(50)
+
+        async def running() -> int:
+            return (await anext(status)).models[0].running
+
+        async with client.execute() as stream:
+            await submit(stream, request("long", max_tokens=400))
+            await submit(stream, request("other", max_tokens=400))
+            while await running() < 2:
+                pass
+            await stream.abort("long", 1)
+            found = await collect(stream)
+            assert found["long"][-1].finish_reason is FinishReason.CANCELLED
+        while await running():
+            pass
+        await status.aclose()
+
+
+async def test_draining_refuses_new_work_and_ends(models) -> None:
+    async with daemon(models) as (client, stop):
+        await ready(client)
+        assert await client.drain(1, 1000)
+        async with client.execute() as stream:
+            await submit(stream, request("late"))
+            assert (await collect(stream))["late"][0].error == "draining"
+        stop.set()
+
+
+async def test_garbage_on_the_wire_harms_nobody(models) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with grpc.aio.insecure_channel(client.address) as channel:
+            call = channel.unary_unary("/inference.v1.GpuDaemon/Drain", request_serializer=bytes, response_deserializer=bytes)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await call(b"\xff\xff\xff", metadata=(("authorization", f"Bearer {TOKEN}"),))
+            stub = pb_grpc.GpuDaemonStub(channel)
+            with pytest.raises(grpc.aio.AioRpcError):
+                await stub.UnloadModel(
+                    pb.UnloadModelRequest(model="x", epoch=1), metadata=(("authorization", f"Bearer {TOKEN}"),)
+                )
+        async with client.execute() as stream:
+            await submit(stream, request("good"))
+            assert (await collect(stream))["good"]
