@@ -77,8 +77,12 @@ def _draw_one(row: torch.Tensor, sequence: Sequence) -> int:
     if s.top_p >= 1 and not s.top_k and not s.min_p:
         return _invert(probabilities, noise)
     ordered, ids = probabilities.sort(descending=True, stable=True)
-    keep = _kept(ordered, s.top_p, s.top_k, s.min_p)
-    return int(ids[_invert(ordered[:keep], noise)])
+    kept = ids[: _kept(ordered, s.top_p, s.top_k, s.min_p)]
+    # Drawn in the vocabulary's order: in the sorted one, two tokens that trade places by a rounding error of another
+    # batch would move every draw after them.
+    remaining = torch.zeros_like(probabilities)
+    remaining[kept] = probabilities[kept]
+    return _invert(remaining, noise)
 
 
 def _kept(ordered: torch.Tensor, top_p: float, top_k: int, min_p: float) -> int:

@@ -57,7 +57,7 @@ async def test_lua_and_the_pure_policy_decide_alike(redis: Redis, settings) -> N
     settings.ENV = settings.ENV.model_copy(update=no_bounds)
     rng = random.Random(7)
     lane, running, arrivals = Lane(), {}, {}
-    for arrival in range(1, 3001):
+    for _ in range(3000):
         if rng.random() < 0.55 or not lane.waiting:
             org, cost, weight = rng.choice("abc"), rng.randint(1, 1000), rng.choice([0.5, 1.0, 3.0])
             priority = rng.choice(list(Priority))
@@ -73,6 +73,6 @@ async def test_lua_and_the_pure_policy_decide_alike(redis: Redis, settings) -> N
             assert leased.request.id == arrivals[expected.arrival]
             running[leased.request.id] = expected
         if running and rng.random() < 0.3:
-            request_id, ticket = running.popitem()
+            request_id, _ = running.popitem()
             assert await queue.finish(redis, request_id, Outcome.SUCCEEDED)
     assert float(await redis.hget("fair:m", "V")) == lane.virtual

@@ -1,0 +1,45 @@
+"""The live picture: the living, by Redis' clock, and nothing that is not a snapshot."""
+
+from __future__ import annotations
+
+import asyncio
+
+from redis.asyncio import Redis
+
+from apps.core.types import ResidentModel, WorkerSnapshot
+from apps.fleet import registry
+from apps.fleet.controller import StuckDetector
+
+
+def snapshot(name: str, *, step: int = 0, running: int = 0) -> WorkerSnapshot:
+    model = ResidentModel("m", "ready", running=running)
+    return WorkerSnapshot(name, "a:1", 1, step, "cpu", "individual", False, 10, 5, (model,))
+
+
+async def test_the_living_are_seen_and_the_silent_are_not(redis: Redis) -> None:
+    await registry.publish(redis, snapshot("a"))
+    assert [w.worker_id for w in await registry.workers(redis, timeout_ms=1000)] == ["a"]
+    await asyncio.sleep(0.02)
+    assert await registry.workers(redis, timeout_ms=10) == []
+
+
+async def test_garbage_is_passed_over(redis: Redis) -> None:
+    await redis.hset(registry.KEY, "x", "\x80pickle")
+    await registry.publish(redis, snapshot("a"))
+    assert len(await registry.workers(redis, timeout_ms=1000)) == 1
+
+
+async def test_a_forgotten_worker_is_out_at_once(redis: Redis) -> None:
+    await registry.publish(redis, snapshot("a"))
+    await registry.forget(redis, "a")
+    assert await registry.workers(redis, timeout_ms=1000) == []
+
+
+def test_a_step_that_stands_still_while_work_runs_is_stuck() -> None:
+    detector = StuckDetector(timeout_seconds=5)
+    start = detector._moved
+    assert not detector.stuck(snapshot("a", step=1, running=1), start)
+    assert not detector.stuck(snapshot("a", step=1, running=1), start + 4)
+    assert detector.stuck(snapshot("a", step=1, running=1), start + 6)
+    assert not detector.stuck(snapshot("a", step=2, running=1), start + 7)
+    assert not detector.stuck(snapshot("a", step=2, running=0), start + 20), "idle is not stuck"
