@@ -81,11 +81,15 @@ class Consumer:
             try:
                 entries.append((stream_id, parse_entry(fields.get("entry", ""))))
             except ValueError:
-                _LOG.error("ledger entry %s is damaged; moved to %s", stream_id, QUARANTINE)
-                await self._redis.xadd(QUARANTINE, fields or {"entry": ""}, maxlen=1000)
+                await self._quarantine(stream_id, fields)
         if entries:
             await self._handle(entries)
-        await self._redis.xack(STREAM, self._group, *(stream_id for stream_id, _ in found))
+            await self._redis.xack(STREAM, self._group, *(stream_id for stream_id, _ in entries))
+
+    async def _quarantine(self, stream_id: str, fields: dict[str, str]) -> None:
+        _LOG.error("ledger entry %s is damaged; moved to %s", stream_id, QUARANTINE)
+        await self._redis.xadd(QUARANTINE, fields, maxlen=1000)
+        await self._redis.xack(STREAM, self._group, stream_id)
 
 
 async def _pause(stop: asyncio.Event, seconds: float) -> None:

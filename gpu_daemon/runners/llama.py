@@ -10,6 +10,7 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -118,13 +119,19 @@ class LlamaForward:
             mlp_norm=layer.post_attention_layernorm.weight,
             gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
             down=mlp.down_proj.weight,
-            # Not filled: memory that no sequence has reached is never touched, and costs nothing on a CPU.
-            keys=torch.empty(shape, dtype=self.dtype, device=self.device),
-            values=torch.empty(shape, dtype=self.dtype, device=self.device),
+            keys=self._zeros(shape),
+            values=self._zeros(shape),
         )
         for projection in (*qkv, mlp.gate_proj, mlp.up_proj):
             projection.weight = None  # the fused copy replaces it
         return fused
+
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        """Zeros, since what is masked is still multiplied. On a CPU the kernel's own zero pages: what no sequence has
+        reached is never touched, and costs no memory."""
+        if self.device.type == "cpu" and self.dtype is torch.float32:
+            return torch.from_numpy(np.zeros(shape, dtype=np.float32))
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)
 
     @torch.inference_mode()
     def __call__(self, b: Batch) -> Tensor:
