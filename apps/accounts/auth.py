@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import time
-from collections import OrderedDict
 from typing import Any
 
 from asgiref.sync import async_to_sync
@@ -14,6 +12,8 @@ from rest_framework import authentication
 from rest_framework.request import Request
 
 from apps.accounts.models import ApiKey, Organization, User
+from apps.core.cache import TtlCache
+from apps.core.database import in_database
 from apps.core.errors import PermissionDenied, Unauthenticated
 from apps.core.types import Principal, Priority
 
@@ -21,7 +21,6 @@ CACHE_SECONDS = 4.0  # A revoked key stops working this soon.
 CACHE_ENTRIES = 10_000
 USED_AT_SECONDS = 60
 _KEY = re.compile(r"^sk-[A-Za-z0-9_-]{20,200}$")
-_cache: OrderedDict[str, tuple[float, Principal | None]] = OrderedDict()
 
 
 def digest(secret: str) -> str:
@@ -40,33 +39,31 @@ async def authenticate(authorization: str | None) -> Principal:
 
 
 async def _lookup(secret: str) -> Principal | None:
-    if not _KEY.match(secret):
-        return None
-    hashed = digest(secret)
-    cached = _cache.get(hashed)
-    if cached is not None and cached[0] > time.monotonic():
-        return cached[1]
-    principal = await _load(hashed)
-    _cache[hashed] = (time.monotonic() + CACHE_SECONDS, principal)
-    _cache.move_to_end(hashed)
-    if len(_cache) > CACHE_ENTRIES:
-        _cache.popitem(last=False)
-    return principal
+    return await _cache.get(digest(secret)) if _KEY.match(secret) else None
 
 
 async def _load(hashed: str) -> Principal | None:
-    key = await ApiKey.objects.select_related("organization__plan").filter(digest=hashed).afirst()
+    return await in_database(lambda: _read(hashed))
+
+
+_cache: TtlCache[str, Principal | None] = TtlCache(_load, seconds=CACHE_SECONDS, entries=CACHE_ENTRIES)
+
+
+def _read(hashed: str) -> Principal | None:
+    """One indexed query, for good keys and bad ones alike."""
+    key = ApiKey.objects.select_related("organization__plan").filter(digest=hashed).first()
     if key is None or key.state != "active" or not key.organization.is_active:
         return None
     now = timezone.now()
     if key.last_used_at is None or (now - key.last_used_at).total_seconds() > USED_AT_SECONDS:
-        await ApiKey.objects.filter(pk=key.pk).aupdate(last_used_at=now)
+        ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
     return _principal(key.organization, str(key.pk), frozenset(key.scopes))
 
 
 async def session_principal(user: Any) -> Principal:
     """The principal of someone signed in to the console. Raises PermissionDenied without an organization."""
-    found = await User.objects.select_related("organization__plan").filter(pk=user.pk, is_active=True).afirst()
+    members = User.objects.select_related("organization__plan").filter(pk=user.pk, is_active=True)
+    found = await in_database(members.first)
     if found is None or found.organization is None or not found.organization.is_active:
         raise PermissionDenied("Your account belongs to no active organization. Ask an operator to add you to one.")
     scopes = {"inference", "admin", "metrics"} if found.is_staff else {"inference"}

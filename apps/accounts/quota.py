@@ -14,6 +14,7 @@ from django.db.models import F, Sum
 from redis.asyncio import Redis
 
 from apps.accounts.models import UsageDay
+from apps.core.database import in_database
 from apps.core.errors import QuotaExceeded
 from apps.core.redis import LuaScript
 from apps.core.types import Principal, QuotaLimits, RateLimitState
@@ -90,9 +91,13 @@ async def _used(org_id: str, day: int) -> tuple[int, int]:
     today = _EPOCH + timedelta(days=day)
     rows = UsageDay.objects.filter(organization_id=org_id)
     total = Sum(F("prompt_tokens") + F("completion_tokens"), default=0)
-    of_day = await rows.filter(day=today).aaggregate(total=total)
-    of_month = await rows.filter(day__year=today.year, day__month=today.month).aaggregate(total=total)
-    return of_day["total"], of_month["total"]
+
+    def read() -> tuple[int, int]:
+        of_day = rows.filter(day=today).aggregate(total=total)
+        of_month = rows.filter(day__year=today.year, day__month=today.month).aggregate(total=total)
+        return of_day["total"], of_month["total"]
+
+    return await in_database(read)
 
 
 def _limit_args(limits: QuotaLimits) -> list[int]:

@@ -9,7 +9,6 @@ from collections import Counter
 from typing import Any
 from urllib.parse import urlsplit
 
-from asgiref.sync import sync_to_async
 from channels.generic.websocket import AsyncWebsocketConsumer
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
@@ -23,6 +22,7 @@ from apps.api.errors import error_body
 from apps.api.json import parse_object
 from apps.api.render import failure, usage_body
 from apps.api.schemas import ChatRequest, parse
+from apps.core.database import in_database
 from apps.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, ServiceError, Unauthenticated
 from apps.core.types import ChoiceFinished, Event, Principal, RequestFinished, TextDelta
 from apps.scheduler import services
@@ -269,7 +269,7 @@ async def _from_session(headers: dict[str, str]) -> Principal | None:
     session_key = parse_cookie(headers.get("cookie", "")).get(settings.SESSION_COOKIE_NAME)
     if session_key is None or "origin" not in headers:
         return None
-    user_id = (await sync_to_async(SessionStore(session_key).load)()).get(SESSION_KEY)
+    user_id = (await in_database(SessionStore(session_key).load)).get(SESSION_KEY)
     return None if user_id is None else await session_principal(User(pk=user_id))
 
 

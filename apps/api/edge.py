@@ -15,7 +15,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.db import SessionStore
@@ -31,6 +30,7 @@ from apps.accounts.models import User
 from apps.api import endpoints, health
 from apps.api.errors import INTERNAL, error_response
 from apps.api.headers import request_id
+from apps.core.database import in_database
 from apps.core.errors import (
     InvalidRequest,
     MethodNotAllowed,
@@ -172,7 +172,7 @@ def _scraper(header: str | None) -> Principal | None:
 
 async def _session(request: HttpRequest) -> Principal:
     store = SessionStore(request.COOKIES[settings.SESSION_COOKIE_NAME])
-    user_id = (await sync_to_async(store.load)()).get(SESSION_KEY)
+    user_id = (await in_database(store.load)).get(SESSION_KEY)
     if user_id is None:
         raise Unauthenticated("Your session is over. Sign in again, or send an API key.", code="missing_api_key")
     if request.method != "GET":

@@ -104,6 +104,7 @@ class WorkerWatch:
         self._loads: dict[str, asyncio.Task[None]] = {}
         self._status = worker.status
         self._states: dict[str, str] = {}
+        self._device = ""
 
     async def run(self) -> None:
         try:
@@ -137,8 +138,8 @@ class WorkerWatch:
             await self._record("stuck: its step stands still while requests run")
             return
         await registry.publish(self._redis, dataclasses.replace(snapshot, address=self._worker.address))
-        if await self._record("draining" if snapshot.draining else "serving"):
-            await self._record_device(snapshot)
+        await self._record("draining" if snapshot.draining else "serving")
+        await self._record_device(snapshot)
         await self._place(client, snapshot)
 
     async def _place(self, client: DaemonClient, snapshot: WorkerSnapshot) -> None:
@@ -169,6 +170,10 @@ class WorkerWatch:
         return True
 
     async def _record_device(self, snapshot: WorkerSnapshot) -> None:
+        """Once, when the worker knows its device: with the first model it loads."""
+        if snapshot.device in ("?", self._device):
+            return
+        self._device = snapshot.device
         gpu, _ = await Gpu.objects.aupdate_or_create(
             host_id=self._worker.host_id,
             device=snapshot.device,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from datetime import time as clock
@@ -10,11 +9,12 @@ from pathlib import Path
 
 from django.conf import settings
 
+from apps.core.cache import TtlCache
+from apps.core.database import in_database
 from apps.fleet.models import Model
 
 CACHE_SECONDS = 4.0
 TINY_MARK = "tiny.json"  # in the folder of a seeded checkpoint that has the architecture and not the weights
-_cache: tuple[float, dict[str, ModelCard]] = (0.0, {})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +45,14 @@ class ModelCard:
 
 async def model_cards() -> dict[str, ModelCard]:
     """The enabled models by name, read from Postgres at most every 4 s."""
-    global _cache
-    until, cards = _cache
-    if time.monotonic() >= until:
-        cards = {m.name: _card(m) async for m in Model.objects.filter(is_enabled=True)}
-        _cache = (time.monotonic() + CACHE_SECONDS, cards)
-    return cards
+    return await _cache.get(None)
+
+
+async def _load(_: None) -> dict[str, ModelCard]:
+    return await in_database(lambda: {m.name: _card(m) for m in Model.objects.filter(is_enabled=True)})
+
+
+_cache: TtlCache[None, dict[str, ModelCard]] = TtlCache(_load, seconds=CACHE_SECONDS, entries=1)
 
 
 def _card(model: Model) -> ModelCard:

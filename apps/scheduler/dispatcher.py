@@ -34,6 +34,7 @@ class Dispatcher:
         self._name = name
         self._work = asyncio.Event()
         self._links: dict[str, WorkerLink] = {}
+        self._closing: set[asyncio.Task[None]] = set()
         self._collectors: defaultdict[str, BatchCollector] = defaultdict(lambda: BatchCollector(settings.ENV.batch_window_ms))
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -49,7 +50,7 @@ class Dispatcher:
             for task in beats:
                 task.cancel()
             await asyncio.gather(*beats, return_exceptions=True)
-            await asyncio.gather(*(link.close() for link in self._links.values()))
+            await asyncio.gather(*(link.close() for link in self._links.values()), *self._closing)
             await self._guarded(lambda: self._redis.zrem("dispatchers", self._name))
 
     async def _guarded(self, step: Callable[[], Awaitable[object]]) -> None:
@@ -88,7 +89,9 @@ class Dispatcher:
             worker = seen.get(worker_id)
             if worker is None or (worker.address, worker.epoch) != (link.worker.address, link.worker.epoch):
                 del self._links[worker_id]
-                self._closing = asyncio.create_task(link.close())
+                closing = asyncio.create_task(link.close())
+                self._closing.add(closing)
+                closing.add_done_callback(self._closing.discard)
         for worker_id, worker in seen.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(self._redis, worker, self._work)

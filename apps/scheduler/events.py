@@ -100,4 +100,6 @@ _HUBS: WeakKeyDictionary[Redis, EventHub] = WeakKeyDictionary()
 
 def hub(redis: Redis) -> EventHub:
     """The process's one hub on this client."""
-    return _HUBS.setdefault(redis, EventHub(redis))
+    if redis not in _HUBS:
+        _HUBS[redis] = EventHub(redis)
+    return _HUBS[redis]
