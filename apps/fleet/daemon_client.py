@@ -24,6 +24,9 @@ from protos import inference_pb2_grpc as pb_grpc
 
 MAX_MESSAGE_BYTES = 16 << 20
 CONNECT_SECONDS = 3
+SILENCE_SECONDS = 5.0  # without a status, at the usual interval
+MAX_TOKEN_ID = 1 << 24  # beyond any vocabulary; which ids a model has, its tokenizer knows
+MAX_NAME_LENGTH = 100  # of request ids, workers and models
 STATES = {
     pb.MODEL_STATE_LOADING: "loading",
     pb.MODEL_STATE_READY: "ready",
@@ -31,6 +34,7 @@ STATES = {
     pb.MODEL_STATE_FAILED: "failed",
 }
 REASONS = {
+    pb.FINISH_REASON_UNSPECIFIED: None,
     pb.FINISH_REASON_STOP: FinishReason.STOP,
     pb.FINISH_REASON_LENGTH: FinishReason.LENGTH,
     pb.FINISH_REASON_CANCELLED: FinishReason.CANCELLED,
@@ -56,7 +60,7 @@ class DaemonError(Unavailable):
 def _translate(error: grpc.RpcError) -> ServiceError:
     status = error.code() if isinstance(error, grpc.aio.AioRpcError) else grpc.StatusCode.UNKNOWN
     details = error.details() if isinstance(error, grpc.aio.AioRpcError) else ""
-    return DaemonError(f"{status.name.lower()}: {details}", code=status.name.lower())
+    return DaemonError(f"{status.name.lower()}: {_words(details or '', 200)}", code=status.name.lower())
 
 
 class DaemonClient:
@@ -76,10 +80,11 @@ class DaemonClient:
 
     async def watch_status(self, interval_ms: int) -> AsyncIterator[WorkerSnapshot]:
         """The daemon's state, at once and then at least once an interval. A silent daemon ends it."""
+        patience = max(SILENCE_SECONDS, 4 * interval_ms / 1000)
         call = self._stub.WatchStatus(pb.WatchStatusRequest(interval_ms=interval_ms), metadata=self._metadata)
         try:
             while True:
-                message = await asyncio.wait_for(call.read(), timeout=max(5.0, interval_ms / 250))
+                message = await asyncio.wait_for(call.read(), timeout=patience)
                 if not isinstance(message, pb.DaemonStatus):
                     raise DaemonError("the daemon ended its status stream")
                 yield _snapshot(message)
@@ -95,7 +100,7 @@ class DaemonClient:
         call = self._stub.LoadModel(pb.LoadModelRequest(model=model, epoch=epoch), metadata=self._metadata)
         try:
             async for message in call:
-                yield message.stage, min(1.0, max(0.0, message.progress))
+                yield _words(message.stage, 20), _share(message.progress)
         except grpc.RpcError as error:
             raise _translate(error) from None
         finally:
@@ -125,6 +130,7 @@ class ExecuteStream:
         self, channel: grpc.aio.Channel, stub: pb_grpc.GpuDaemonAsyncStub, metadata: tuple[tuple[str, str], ...]
     ) -> None:
         self._channel, self._stub, self._metadata = channel, stub, metadata
+        self._writing = asyncio.Lock()  # gRPC takes one message at a time, and drops the others
 
     async def __aenter__(self) -> ExecuteStream:
         try:
@@ -171,7 +177,8 @@ class ExecuteStream:
     async def _write(self, command: pb.Command) -> None:
         """A broken stream is noticed by the reader, who gives everything back; the writer has nothing to add."""
         try:
-            await self._call.write(command)
+            async with self._writing:
+                await self._call.write(command)
         except (grpc.RpcError, asyncio.InvalidStateError):
             return
 
@@ -202,8 +209,7 @@ def _sampling(request: InferenceRequest) -> pb.SamplingParams:
 
 
 def _delta(message: pb.SequenceDelta) -> SequenceDelta:
-    if message.logprobs and len(message.logprobs) != len(message.token_ids):
-        raise DaemonError("the daemon sent logprobs that do not match its tokens", code="nonsense")
+    _require_sense(message)
     return SequenceDelta(
         request_id=message.request_id,
         attempt=message.attempt,
@@ -211,10 +217,21 @@ def _delta(message: pb.SequenceDelta) -> SequenceDelta:
         first_index=message.first_index,
         token_ids=tuple(message.token_ids),
         logprobs=tuple(_logprob(entry) for entry in message.logprobs),
-        finish_reason=REASONS.get(message.finish_reason),
+        finish_reason=REASONS[message.finish_reason],
         cached_tokens=message.cached_tokens,
-        error=message.error[:100],
+        error=_words(message.error, 100),
     )
+
+
+def _require_sense(message: pb.SequenceDelta) -> None:
+    if len(message.request_id) > MAX_NAME_LENGTH:
+        raise DaemonError("the daemon sent a request id that is none", code="nonsense")
+    if max(message.token_ids, default=0) >= MAX_TOKEN_ID:
+        raise DaemonError("the daemon sent a token of no vocabulary", code="nonsense")
+    if message.logprobs and len(message.logprobs) != len(message.token_ids):
+        raise DaemonError("the daemon sent logprobs that do not match its tokens", code="nonsense")
+    if message.finish_reason not in REASONS:
+        raise DaemonError("the daemon ended a choice for an unknown reason", code="nonsense")
 
 
 def _logprob(message: pb.TokenLogprob) -> TokenLogprob:
@@ -227,14 +244,28 @@ def _finite(value: float) -> float:
     return value if math.isfinite(value) else -9999.0
 
 
+def _words(text: str, limit: int) -> str:
+    """What a daemon says, fit for a log, a page and a database: printable, and no longer than `limit`."""
+    return "".join(filter(str.isprintable, text[: 10 * limit]))[:limit]
+
+
+def _measure(value: float) -> float:
+    """A measured figure; 0, which means unknown, for what is no figure."""
+    return value if math.isfinite(value) and value > 0 else 0.0
+
+
+def _share(value: float) -> float:
+    return min(1.0, _measure(value))
+
+
 def _snapshot(message: pb.DaemonStatus) -> WorkerSnapshot:
     return WorkerSnapshot(
-        worker_id=message.worker_id,
+        worker_id=_words(message.worker_id, MAX_NAME_LENGTH),
         address="",
         epoch=message.epoch,
         step=message.step,
-        device=message.device,
-        mode=message.mode,
+        device=_words(message.device, 20),
+        mode=_words(message.mode, 20),
         draining=message.draining,
         memory_total_bytes=message.memory_total_bytes,
         memory_free_bytes=message.memory_free_bytes,
@@ -244,10 +275,10 @@ def _snapshot(message: pb.DaemonStatus) -> WorkerSnapshot:
 
 def _resident(message: pb.ModelStatus) -> ResidentModel:
     return ResidentModel(
-        model=message.model,
+        model=_words(message.model, MAX_NAME_LENGTH),
         state=STATES.get(message.state, "failed"),
-        progress=message.progress,
-        error=message.error[:200],
+        progress=_share(message.progress),
+        error=_words(message.error, 200),
         max_model_len=message.max_model_len,
         running=message.running,
         waiting=message.waiting,
@@ -255,6 +286,6 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         kv_blocks_total=message.kv_blocks_total,
         kv_blocks_free=message.kv_blocks_free,
         weight_bytes=message.weight_bytes,
-        prefill_ms_per_token=max(0.0, message.prefill_ms_per_token),
-        decode_ms_per_token=max(0.0, message.decode_ms_per_token),
+        prefill_ms_per_token=_measure(message.prefill_ms_per_token),
+        decode_ms_per_token=_measure(message.decode_ms_per_token),
     )
