@@ -1,24 +1,27 @@
 """The live picture of the workers, in Redis: written by the controller from each daemon's status, read by everyone else.
 
-Key: `workers`, a hash of worker id -> WorkerSnapshot as JSON. A snapshot older than the timeout, by Redis TIME, is dead.
+Keys: `workers`, a hash of worker id -> WorkerSnapshot as JSON; a snapshot older than the timeout, by Redis TIME, is dead.
+`workers:quarantine`, a hash of entries that were none, and `quarantined`, the count of all that was put aside anywhere.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import logging
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
-from apps.core.redis import server_time_ms
+from apps.core.redis import LuaScript, server_time_ms
 from apps.core.types import WorkerSnapshot
 
 if TYPE_CHECKING:
     from apps.fleet.selectors import ModelCard
 
 KEY = "workers"
+_QUARANTINE = LuaScript(Path(__file__).parent / "lua/quarantine.lua")
 _SNAPSHOT = TypeAdapter(WorkerSnapshot)
 _LOG = logging.getLogger(__name__)
 
@@ -35,20 +38,31 @@ async def forget(redis: Redis, worker_id: str) -> None:
 
 
 async def workers(redis: Redis, *, timeout_ms: int) -> list[WorkerSnapshot]:
-    """The workers heard of within `timeout_ms`, by id. What is not a snapshot is skipped and logged."""
+    """The workers heard of within `timeout_ms`, by id. What is not a snapshot is put into quarantine."""
     async with redis.pipeline(transaction=False) as pipe:
         (seconds, micros), rows = await pipe.time().hgetall(KEY).execute()
-    oldest = int(seconds) * 1000 + int(micros) // 1000 - timeout_ms
-    alive = [snapshot for row in rows.values() if (snapshot := _parse(row)) and snapshot.seen_ms >= oldest]
+    now = int(seconds) * 1000 + int(micros) // 1000
+    alive = []
+    for worker_id, row in rows.items():
+        snapshot = _parse(worker_id, row)
+        if snapshot is None:
+            await _quarantine(redis, worker_id, row)
+        elif abs(now - snapshot.seen_ms) <= timeout_ms:
+            alive.append(snapshot)
     return sorted(alive, key=lambda snapshot: snapshot.worker_id)
 
 
-def _parse(row: str) -> WorkerSnapshot | None:
+def _parse(worker_id: str, row: str) -> WorkerSnapshot | None:
     try:
-        return _SNAPSHOT.validate_json(row)
+        snapshot = _SNAPSHOT.validate_json(row)
     except ValidationError:
-        _LOG.error("an entry of %s is not a worker's snapshot; skipped", KEY)
         return None
+    return snapshot if snapshot.worker_id == worker_id else None
+
+
+async def _quarantine(redis: Redis, worker_id: str, row: str) -> None:
+    if await _QUARANTINE(redis, keys=[KEY, f"{KEY}:quarantine", "quarantined"], args=[worker_id, row]):
+        _LOG.error("an entry of %s was not a worker's snapshot; it is in %s:quarantine", KEY, KEY)
 
 
 async def availability(redis: Redis, card: ModelCard, *, timeout_ms: int) -> str:

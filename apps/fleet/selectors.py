@@ -11,7 +11,7 @@ from django.conf import settings
 
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
-from apps.fleet.models import Model
+from apps.fleet.models import Model, Worker
 
 CACHE_SECONDS = 4.0
 TINY_MARK = "tiny.json"  # in the folder of a seeded checkpoint that has the architecture and not the weights
@@ -67,3 +67,38 @@ def _card(model: Model) -> ModelCard:
         thinking=model.thinking,
         created=int(created.timestamp()),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedModel:
+    """One placement: the row and the model's name."""
+
+    id: int
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What the controller is to do about one enabled worker."""
+
+    worker_id: int
+    name: str
+    address: str
+    host_id: int
+    placements: tuple[PlacedModel, ...]
+
+    def same_worker(self, other: Assignment) -> bool:
+        """Whether only what is placed differs, if anything."""
+        return (self.name, self.address, self.host_id) == (other.name, other.address, other.host_id)
+
+
+def assignments() -> dict[int, Assignment]:
+    """The enabled workers by id, each with the enabled models placed on it, pinned ones first."""
+    workers = Worker.objects.filter(is_enabled=True).prefetch_related("placements__model")
+    return {worker.pk: _assignment(worker) for worker in workers}
+
+
+def _assignment(worker: Worker) -> Assignment:
+    placed = sorted(worker.placements.all(), key=lambda placement: (not placement.is_pinned, placement.pk))
+    placements = tuple(PlacedModel(p.pk, p.model.name) for p in placed if p.model.is_enabled)
+    return Assignment(worker.pk, worker.name, worker.address, worker.host_id, placements)

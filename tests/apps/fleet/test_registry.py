@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 
+import pytest
 from redis.asyncio import Redis
 
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
-from apps.fleet.controller import StuckDetector
+from apps.fleet.watch import StuckDetector
 
 
 def snapshot(name: str, *, step: int = 0, running: int = 0) -> WorkerSnapshot:
@@ -23,10 +25,30 @@ async def test_the_living_are_seen_and_the_silent_are_not(redis: Redis) -> None:
     assert await registry.workers(redis, timeout_ms=10) == []
 
 
-async def test_garbage_is_passed_over(redis: Redis) -> None:
-    await redis.hset(registry.KEY, "x", "\x80pickle")
+@pytest.mark.parametrize(
+    "garbage",
+    ["", "\x80pickle", "{}", "[1]", '{"worker_id": "x", "address": 5}'],
+    ids=["empty", "pickle", "nothing", "a list", "a wrong type"],
+)
+async def test_garbage_is_put_aside_once_and_counted(redis: Redis, garbage: str) -> None:
+    await redis.hset(registry.KEY, "x", garbage)
     await registry.publish(redis, snapshot("a"))
-    assert len(await registry.workers(redis, timeout_ms=1000)) == 1
+    for _ in range(2):
+        assert [w.worker_id for w in await registry.workers(redis, timeout_ms=1000)] == ["a"]
+    assert await redis.hgetall("workers:quarantine") == {"x": garbage}
+    assert await redis.get("quarantined") == "1"
+
+
+async def test_a_worker_cannot_stand_under_another_s_name(redis: Redis) -> None:
+    await registry.publish(redis, snapshot("a"))
+    await redis.hset(registry.KEY, "b", await redis.hget(registry.KEY, "a"))
+    assert [w.worker_id for w in await registry.workers(redis, timeout_ms=1000)] == ["a"]
+
+
+async def test_an_entry_from_the_future_is_not_alive(redis: Redis) -> None:
+    forged = dataclasses.replace(snapshot("a"), seen_ms=2**53)
+    await redis.hset(registry.KEY, "a", registry._SNAPSHOT.dump_json(forged).decode())
+    assert await registry.workers(redis, timeout_ms=1000) == []
 
 
 async def test_a_forgotten_worker_is_out_at_once(redis: Redis) -> None:
