@@ -23,6 +23,7 @@ def lock(folder: Path) -> IO[str]:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        file.close()
         raise StackError("the stack already runs from this folder; stop it first, or set VAR_DIR to another") from None
     return file
 

@@ -5,6 +5,7 @@ Each process is told by the kernel to end when its parent does, so that nothing 
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import signal
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection
 from pathlib import Path
+from typing import Any
 from xmlrpc.client import Fault, ServerProxy, Transport
 
 from inference_site.stack.errors import StackError
@@ -75,13 +77,15 @@ class Supervisor:
 
     def start_program(self, name: str) -> None:
         try:
-            self._rpc().supervisor.startProcess(self._full_name(name), False)
+            with self._rpc() as rpc:
+                rpc.supervisor.startProcess(self._full_name(name), False)
         except Fault as fault:
             raise StackError(f"{name} could not be started: {fault.faultString}") from None
 
     def failed(self) -> str | None:
         """The name of a program that was given up on."""
-        states = self._rpc().supervisor.getAllProcessInfo()
+        with self._rpc() as rpc:
+            states = rpc.supervisor.getAllProcessInfo()
         assert isinstance(states, list)
         return next((str(state["name"]) for state in states if state["statename"] == "FATAL"), None)
 
@@ -95,6 +99,7 @@ class Supervisor:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._process = None
 
     def _full_name(self, name: str) -> str:
         stage = next(program.stage for program in self._programs if program.name == name)
@@ -123,7 +128,7 @@ class Supervisor:
         environment = ",".join(f'{name}="{_escape(value)}"' for name, value in program.environment.items())
         return (
             f"[program:{program.name}]\n"
-            f"command={' '.join(_escape(part) for part in _dies_with_parent(program.command))}\n"
+            f"command={_escape(shlex.join(_dies_with_parent(program.command)))}\n"
             f"directory={self._directory}\n"
             f"environment={environment}\n"
             f"autostart={str(program.autostart).lower()}\n"
@@ -155,10 +160,11 @@ class _UnixTransport(Transport):
         super().__init__()
         self._path = path
 
-    def make_connection(self, host: object) -> HTTPConnection:
+    def make_connection(self, host: Any) -> HTTPConnection:
         connection = HTTPConnection("localhost")
         connection.sock = socket.socket(socket.AF_UNIX)
         connection.sock.connect(_short(self._path))
+        self._connection = host, connection  # for close()
         return connection
 
 

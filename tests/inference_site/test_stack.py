@@ -52,7 +52,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch) -> None:
 
 @pytest.fixture
 def supervised(tmp_path):
-    sleeper = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+    sleeper = [sys.executable, "-c", "__import__('time').sleep(600)"]
     programs = [Program("one", 1, sleeper, autostart=True), Program("two", 2, sleeper)]
     supervisor = Supervisor(tmp_path, tmp_path / "log", programs, tmp_path)
     supervisor.start()
