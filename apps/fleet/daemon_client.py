@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
 
 import grpc
@@ -78,7 +78,7 @@ class DaemonClient:
         """Opens this caller's stream of commands and steps, with `async with`."""
         return ExecuteStream(self._channel, self._stub, self._metadata)
 
-    async def watch_status(self, interval_ms: int) -> AsyncIterator[WorkerSnapshot]:
+    async def watch_status(self, interval_ms: int) -> AsyncGenerator[WorkerSnapshot, None]:
         """The daemon's state, at once and then at least once an interval. A silent daemon ends it."""
         patience = max(SILENCE_SECONDS, 4 * interval_ms / 1000)
         call = self._stub.WatchStatus(pb.WatchStatusRequest(interval_ms=interval_ms), metadata=self._metadata)
@@ -95,7 +95,7 @@ class DaemonClient:
         finally:
             call.cancel()
 
-    async def load_model(self, model: str, epoch: int) -> AsyncIterator[tuple[str, float]]:
+    async def load_model(self, model: str, epoch: int) -> AsyncGenerator[tuple[str, float], None]:
         """(stage, progress) until the model is ready."""
         call = self._stub.LoadModel(pb.LoadModelRequest(model=model, epoch=epoch), metadata=self._metadata)
         try:
