@@ -1,28 +1,20 @@
-"""Text to token ids and back, on the site: the cost of a request is known before it is admitted.
-
-A chat template is rendered with a private mark in place of each message's text. The template's own words may become
-special tokens; a client's never do, whatever they spell.
-"""
+"""Text to token ids and back, on the site: the cost of a request is known before it is admitted."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from django.conf import settings
-from jinja2 import TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
 from apps.core.errors import InvalidRequest, Unavailable
+from apps.fleet.chat_template import ChatTemplate
 
-# Opens and closes a mark: private-use characters that are refused in clients' text.
-_OPEN, _CLOSE = "\ue0f0", "\ue0f1"
+LONG_CHARACTERS = 4_000
 _REPLACEMENT = "\ufffd"
 
 
@@ -46,67 +38,56 @@ class ModelTokenizer:
     """One model's vocabulary and chat template."""
 
     def __init__(self, folder: Path) -> None:
-        self._config: dict[str, Any] = json.loads((folder / "tokenizer_config.json").read_text())
-        model = json.loads((folder / "config.json").read_text())
-        self._with_specials = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self._plain.encode_special_tokens = True
-        self.vocab_size: int = model["vocab_size"]
-        eos = model.get("eos_token_id", [])
-        self.eos_ids = frozenset(eos if isinstance(eos, list) else [eos])
-        added = self._with_specials.get_added_tokens_decoder()
-        self.special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        config = _read(folder / "config.json")
+        text_config = config.get("text_config", config)  # a vision model keeps its language model's figures there
+        generation = folder / "generation_config.json"
+        self.vocab_size: int = text_config["vocab_size"]
+        self.eos_ids = _ids(text_config) | (_ids(_read(generation)) if generation.is_file() else frozenset())
+        self._template_file = folder / "chat_template.jinja"
+        self._config = _read(folder / "tokenizer_config.json")
+        self._tokenizer = _tokenizer(folder / "tokenizer.json")
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._specials: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
+        self.special_ids = frozenset(self._specials.values())
 
     def encode(self, text: str) -> list[int]:
         """Ids of a client's text; the spelling of a special token is plain text here."""
-        ids: list[int] = self._plain.encode(text, add_special_tokens=False).ids
+        if len(text) < LONG_CHARACTERS:
+            found = self._tokenizer.encode(text, add_special_tokens=False)
+        else:  # Lets other threads run meanwhile: `encode` holds the interpreter's lock to its end.
+            (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = found.ids
         return ids
 
-    def encode_chat(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
         """Ids of a conversation up to where the assistant speaks. Raises InvalidRequest for what the template refuses."""
-        marked = [{**m, "content": f"{_OPEN}{index}{_CLOSE}"} for index, m in enumerate(messages)]
         ids: list[int] = []
-        text = ""  # not encoded yet: a client's words and the template's ordinary ones are encoded as one
-        for piece in self._render(marked).split(_OPEN):
-            index, mark, words = piece.rpartition(_CLOSE)
-            text += messages[int(index)]["content"] if mark else ""
-            for part in self._special_pattern.split(words):
-                if part in self._special_words:
-                    ids += [*self.encode(text), self._special_words[part]]
-                    text = ""
-                else:
-                    text += part
-        return ids + self.encode(text)
+        for piece in self._template.pieces(messages):
+            if isinstance(piece, int):
+                ids.append(piece)
+            else:
+                ids += self.encode(piece)
+        return ids
 
     @cached_property
-    def _special_words(self) -> dict[str, int]:
-        return {token.content: i for i, token in self._with_specials.get_added_tokens_decoder().items()}
+    def _template(self) -> ChatTemplate:
+        variables = {key: _spelling(token) for key, token in self._config.items() if key.endswith("_token")}
+        return ChatTemplate(self._template_source(), variables, self._specials)
 
-    @cached_property
-    def _special_pattern(self) -> re.Pattern[str]:
-        longest_first = sorted(self._special_words, key=len, reverse=True)
-        return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")")
-
-    @cached_property
-    def _template(self) -> Any:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = lambda layout: datetime.now().astimezone().strftime(layout)
-        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
-        return environment.from_string(self._config["chat_template"])
-
-    def _render(self, messages: list[dict[str, str]]) -> str:
-        specials = {k: v for k, v in self._config.items() if k.endswith("_token") and isinstance(v, str)}
-        try:
-            rendered: str = self._template.render(messages=messages, add_generation_prompt=True, **specials)
-        except TemplateError:
-            message = "The model's chat template does not allow these messages in this order."
-            raise InvalidRequest(message, code="invalid_messages", param="messages") from None
-        return rendered
+    def _template_source(self) -> str:
+        source = self._config.get("chat_template")
+        if isinstance(source, list):  # named ones; "default" is for plain conversations
+            source = next((entry["template"] for entry in source if entry["name"] == "default"), None)
+        if source is None and self._template_file.is_file():
+            source = self._template_file.read_text()
+        if source is None:
+            message = "The model has no chat template, so it cannot chat; it can complete text at /v1/completions."
+            raise InvalidRequest(message, code="no_chat_template", param="model")
+        return str(source)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes a token stands for; of byte-level vocabularies, exactly."""
-        token = self._with_specials.id_to_token(token_id)
+        token = self._tokenizer.id_to_token(token_id)
         if token is None:
             return b""
         if all(character in _BYTE_OF for character in token):
@@ -166,5 +147,32 @@ def _byte_of() -> dict[str, int]:
 _BYTE_OF = _byte_of()
 
 
-def _raise_exception(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _read(path: Path) -> dict[str, Any]:
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} does not hold an object")
+    return found
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    """Raises ValueError for a file that is none: the library raises bare Exceptions."""
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:
+        raise ValueError(f"{path.name} is not a tokenizer's file") from error
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def _ids(config: dict[str, Any]) -> frozenset[int]:
+    """The ids that end a text, which files give as one, as several or not at all."""
+    eos = config.get("eos_token_id")
+    return frozenset(eos) if isinstance(eos, list) else frozenset() if eos is None else frozenset({eos})
+
+
+def _spelling(token: Any) -> str:
+    """Of a special token, which files give as text or as an object that has it."""
+    found = token.get("content") if isinstance(token, dict) else token
+    return found if isinstance(found, str) else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from apps.core.errors import InvalidRequest
-from apps.fleet.tokenizers import ModelTokenizer
+from apps.fleet.tokenizers import LONG_CHARACTERS, ModelTokenizer
 from apps.fleet.weights import pull
 
 
@@ -56,6 +57,33 @@ def test_streamed_text_is_the_text_however_tokens_cut_it(tokenizer, text: str) -
     pieces = [decoder.push([token_id]) for token_id in ids]
     assert "".join(pieces) + decoder.flush() == text
     assert "\ufffd" not in "".join(pieces) or "\ufffd" in text
+
+
+MEBIBYTE = 1 << 20
+LONG_TEXTS = {
+    "one character": "a" * MEBIBYTE,
+    "combining marks": "e" + "\u0301" * 300_000,
+    "white space": " " * MEBIBYTE,
+    "what begins special tokens": "<" * MEBIBYTE,
+}
+
+
+@pytest.mark.parametrize("text", LONG_TEXTS.values(), ids=LONG_TEXTS)
+async def test_a_long_text_is_encoded_beside_other_work(tokenizer, text: str) -> None:
+    task = asyncio.create_task(asyncio.to_thread(tokenizer.encode_chat, [{"role": "user", "content": text}]))
+    turns = 0
+    while not task.done():
+        await asyncio.sleep(0.001)
+        turns += 1
+    assert len(await task) > 8192
+    assert turns > 10, "the event loop stood still"
+
+
+def test_long_and_short_texts_are_encoded_alike(tokenizer) -> None:
+    text = "Ordinary words, 12 of them; é 😀 <|im_end|>\n"
+    times = 1 + LONG_CHARACTERS // len(text)
+    line = tokenizer.encode(text)
+    assert tokenizer.encode(text * times) == line * times
 
 
 def test_a_character_that_is_never_finished_shows_as_one_replacement(tokenizer) -> None:
