@@ -60,3 +60,5 @@ class Command(BaseCommand):
                 work(name, settings.ENV.models_dir, report)
             except WeightsError as error:
                 raise CommandError(str(error)) from None
+            except KeyboardInterrupt:
+                raise CommandError("stopped; the same command goes on from what was downloaded whole") from None
