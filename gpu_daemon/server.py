@@ -212,9 +212,12 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         except DaemonError as error:
             await context.abort(_STATUS[type(error)], str(error))
         while resident.state == "loading":
-            yield pb.LoadProgress(stage=resident.stage, progress=resident.progress)
+            told = (resident.stage, resident.progress)
+            yield pb.LoadProgress(stage=told[0], progress=told[1])
             async with resident.changed:
-                await resident.changed.wait()
+                # What changed while the message went out will not wake us again.
+                if resident.state == "loading" and told == (resident.stage, resident.progress):
+                    await resident.changed.wait()
         if resident.state == "failed":
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, resident.error)
         yield pb.LoadProgress(stage="ready", progress=1.0)

@@ -16,6 +16,7 @@ from gpu_daemon.engine.step_scheduler import StepScheduler
 _LOG = logging.getLogger(__name__)
 _SMOOTHING = 0.1
 _IDLE_SECONDS = 0.2
+_MEASURABLE_TOKENS = 32  # fewer tell more about the step's overhead than about a token
 
 
 class Runner(Protocol):
@@ -173,10 +174,10 @@ class Engine:
         load.step += 1
         prefilled = sum(chunk.count for chunk in chunks if chunk.count > 1)
         decoding = sum(1 for chunk in chunks if chunk.count == 1)
-        if prefilled:
+        if prefilled >= _MEASURABLE_TOKENS:
             share = max(0.0, took_ms - decoding * load.decode_ms_per_token) / prefilled
             load.prefill_ms_per_token = _smooth(load.prefill_ms_per_token, share)
-        else:
+        elif not prefilled:
             load.decode_ms_per_token = _smooth(load.decode_ms_per_token, took_ms / decoding)
 
 

@@ -6,11 +6,12 @@ tokens of a step go through one product each; only attention looks at sequences 
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -127,11 +128,14 @@ class LlamaForward:
         return fused
 
     def _zeros(self, shape: tuple[int, ...]) -> Tensor:
-        """Zeros, since what is masked is still multiplied. On a CPU the kernel's own zero pages: what no sequence has
-        reached is never touched, and costs no memory."""
-        if self.device.type == "cpu" and self.dtype is torch.float32:
-            return torch.from_numpy(np.zeros(shape, dtype=np.float32))
-        return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        """Zeros, since what is masked is still multiplied. On a CPU the kernel's own zero pages, small ones: what no
+        sequence has reached costs no memory, and a first touch does not clear two megabytes."""
+        if self.device.type != "cpu":
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        pages = mmap.mmap(-1, math.prod(shape) * self.dtype.itemsize)
+        if hasattr(mmap, "MADV_NOHUGEPAGE"):
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+        return torch.frombuffer(pages, dtype=self.dtype).view(shape)
 
     @torch.inference_mode()
     def __call__(self, b: Batch) -> Tensor:
