@@ -66,7 +66,7 @@ async def controlling(redis: Redis, name: str = "one") -> AsyncIterator[Controll
         await asyncio.wait_for(task, 3)
 
 
-async def until(holds: Callable[[], Awaitable[object]], seconds: float = 5) -> None:
+async def until(holds: Callable[[], Awaitable[object]], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
         while not await holds():  # noqa: ASYNC110  It is in Redis or Postgres, which raise no event here.
             await asyncio.sleep(0.01)
