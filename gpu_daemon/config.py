@@ -10,7 +10,8 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """`max_sequences` run at once; `step_tokens` is a step's budget; `kv_bytes` caps the KV cache, 0 is half of free memory."""
+    """`max_sequences` run at once; `step_tokens` is a step's budget; `kv_bytes` caps the KV cache on the device and
+    `host_kv_bytes` what host memory keeps of it, 0 is a share of the free memory."""
 
     worker_id: str
     host: str
@@ -24,6 +25,8 @@ class DaemonConfig:
     max_model_len: int = 8192
     step_tokens: int = 512
     kv_bytes: int = 0
+    host_kv_bytes: int = 0
+    int8: bool = False
     drain_seconds: float = 8.0
     preload: tuple[str, ...] = ()
 
@@ -41,7 +44,9 @@ def from_arguments(arguments: list[str]) -> DaemonConfig:
     parser.add_argument("--max-sequences", type=int, default=32, help="sequences that run at once")
     parser.add_argument("--max-model-len", type=int, default=8192, help="longest sequence, in tokens")
     parser.add_argument("--step-tokens", type=int, default=512, help="token budget of one step")
-    parser.add_argument("--kv-bytes", type=int, default=0, help="cap of the KV cache; 0 is half of the free memory")
+    parser.add_argument("--kv-bytes", type=int, default=0, help="cap of a model's KV cache on the device; 0 is a share of what is free")
+    parser.add_argument("--host-kv-bytes", type=int, default=0, help="cap of the KV kept in host memory; 0 is a quarter of the free")
+    parser.add_argument("--int8", action="store_true", help="keep weights as int8 on a CPU: faster, a little less exact")
     parser.add_argument("--preload", nargs="*", default=[], help="models to load at once")
     given = vars(parser.parse_args(arguments))
     token = os.environ.get("DAEMON_TOKEN", "")

@@ -9,9 +9,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
+
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.kv_cache import KvCache
+from gpu_daemon.engine.kv_store import HostMemory, KvStore
 from gpu_daemon.engine.sequence import Delta
 from gpu_daemon.engine.step_scheduler import StepScheduler
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
@@ -45,6 +48,7 @@ class Models:
         self._lock = asyncio.Lock()
         self.residents: dict[str, Resident] = {}
         self.device = "?"
+        self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
 
     def ready(self, name: str) -> Resident:
         """Raises ModelNotReady."""
@@ -79,28 +83,29 @@ class Models:
             except Exception as error:
                 await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
                 raise
-            scheduler = StepScheduler(KvCache(runner.max_sequences, runner.kv_tokens), self._config.step_tokens)
             resident.runner = runner
-            resident.engine = Engine(resident.name, runner, scheduler, self._deliver)
+            resident.engine = Engine(resident.name, runner, self._scheduler(resident.name, runner), self._deliver)
             await _change(resident, state="ready", stage="ready", progress=1.0)
 
     def _build(self, folder: Path, report: Callable[[str, float], None]) -> TorchRunner:
         # Imported here, so that the daemon answers its health check while torch is still on its way in.
-        from gpu_daemon.runners.torch_runner import TorchRunner, pick_device, set_threads
+        from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device, set_threads
 
         config = self._config
         set_threads(config.threads)
         self.device = pick_device(config.device)
-        runner = TorchRunner(
-            folder,
-            device=self.device,
-            max_sequences=config.max_sequences,
-            max_model_len=config.max_model_len,
-            kv_bytes=config.kv_bytes,
-            report=report,
+        options = RunnerOptions(
+            device=self.device, max_model_len=config.max_model_len, kv_bytes=config.kv_bytes, threads=config.threads, int8=config.int8
         )
+        runner = TorchRunner(folder, options, report)
         runner.warm()
         return runner
+
+    def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
+        """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
+        store = KvStore(self.host_memory, name, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
+        cache = KvCache(runner.blocks, runner.block_tokens, store)
+        return StepScheduler(cache, self._config.step_tokens, self._config.max_sequences)
 
     async def unload(self, name: str, grace_seconds: float) -> None:
         """Removes a model once its sequences are done, or the grace is over. Raises ModelNotReady."""
@@ -119,8 +124,9 @@ class Models:
 
 
 def _stop(resident: Resident) -> None:
-    if resident.engine is not None:
+    if resident.engine is not None and resident.runner is not None:
         resident.engine.stop()
+        resident.runner.close()
     resident.engine = resident.runner = None
 
 

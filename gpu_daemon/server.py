@@ -331,7 +331,7 @@ def _model_status(resident: Resident) -> pb.ModelStatus:
     )
     if resident.engine is not None and resident.runner is not None:
         load, runner = resident.engine.load, resident.runner
-        status.max_model_len, status.max_running = runner.max_model_len, runner.max_sequences
+        status.max_model_len, status.max_running = runner.max_model_len, resident.engine.max_sequences
         status.running, status.waiting = load.running, load.waiting
         status.kv_blocks_total, status.kv_blocks_free = load.tokens_total, max(0, load.tokens_free)
         status.weight_bytes = runner.weight_bytes

@@ -40,6 +40,7 @@ class Engine:
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ended: list[Delta] = []
         self._stopping = False
+        self.max_sequences = scheduler.max_sequences
         self.load = Load(tokens_total=scheduler.cache.max_tokens, tokens_free=scheduler.cache.max_tokens)
         self._thread = threading.Thread(target=self._loop, name=f"engine {name}", daemon=True)
         self._thread.start()
@@ -65,6 +66,7 @@ class Engine:
     def _stop(self) -> None:
         self._stopping = True
         self._end_where(lambda _: True)
+        self._scheduler.cache.save_all()
 
     # --- The loop ---
 
@@ -91,7 +93,7 @@ class Engine:
         deltas = []
         for chunk in chunks:
             sequence = chunk.sequence
-            sequence.computed += chunk.count
+            self._scheduler.advance(chunk)
             if chunk.samples:
                 deltas.append(self._append(sequence, next(results)))
         return deltas
@@ -100,7 +102,7 @@ class Engine:
         index = sequence.index
         sequence.tokens.append(sampled.token_id)
         reason = self._finish_reason(sequence, sampled.token_id)
-        cached, sequence.cached = sequence.cached, 0
+        cached, sequence.reported = 0 if sequence.reported else sequence.cached, True
         if reason is not None:
             self._scheduler.remove(sequence)
         return Delta(

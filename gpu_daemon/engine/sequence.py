@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 
@@ -59,8 +59,12 @@ class Sequence:
     salt: bytes = b""
     deadline: float = float("inf")  # on the engine's monotonic clock
     computed: int = 0
-    slot: int = -1
-    cached: int = 0  # prompt tokens found in the cache; reported once
+    cached: int = 0  # prompt tokens found in the cache when it was let in
+    reported: bool = False  # whether a delta has told of `cached`
+    # The KV cache's own: its blocks, the hashes of its full ones, and how many of those it has made known.
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+    learned: int = 0
 
     @property
     def generated(self) -> list[int]:

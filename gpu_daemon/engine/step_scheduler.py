@@ -1,7 +1,8 @@
 """What to run in the next step. Pure.
 
 One law: every sequence has `computed` tokens and must catch up with `len(tokens)`, under one token budget a step.
-Decoding (one token behind) and chunked prefill (many behind) are the same thing to it.
+Decoding (one token behind) and chunked prefill (many behind) are the same thing to it, and so is coming back after a
+preemption: a preempted sequence keeps its tokens, loses its blocks, and is as far behind as the cache has forgotten.
 """
 
 from __future__ import annotations
@@ -13,33 +14,37 @@ from gpu_daemon.engine.sequence import Chunk, Sequence
 
 
 class StepScheduler:
-    """Sequences in order of arrival: running ones have a slot, waiting ones do not yet."""
+    """Sequences in order of arrival: running ones have blocks, waiting ones do not yet."""
 
-    def __init__(self, cache: KvCache, step_tokens: int) -> None:
+    def __init__(self, cache: KvCache, step_tokens: int, max_sequences: int) -> None:
         self.cache = cache
         self.step_tokens = step_tokens
+        self.max_sequences = max_sequences
+        self.preemptions = 0
         self.running: list[Sequence] = []
         self.waiting: deque[Sequence] = deque()
 
     def plan(self) -> list[Chunk]:
-        """Chunks of at most `step_tokens` tokens in all: who is one token behind goes first, so no prefill stalls a stream."""
+        """Chunks of at most `step_tokens` tokens in all. Who is one token behind goes first, so no prefill stalls a stream."""
         self._admit()
+        behind = sorted(self.running, key=lambda s: s.remaining > 1)
         budget = self.step_tokens
-        chunks = []
-        for sequence in sorted(self.running, key=lambda s: s.remaining > 1):
-            count = min(sequence.remaining, budget)
-            if count:
+        chunks: list[Chunk] = []
+        for place, sequence in enumerate(behind):
+            count = min(sequence.remaining, self._share(budget, place + 1 < len(behind)))
+            if count and sequence.blocks and self._make_room(sequence, count):
                 chunks.append(Chunk(sequence, sequence.computed, count))
                 budget -= count
-        return chunks
+        return [chunk for chunk in chunks if chunk.sequence.blocks]
 
-    def _admit(self) -> None:
-        while self.waiting and self.cache.allocate(self.waiting[0]):
-            self.running.append(self.waiting.popleft())
+    def advance(self, chunk: Chunk) -> None:
+        """A chunk has run: its tokens are in the cache."""
+        chunk.sequence.computed += chunk.count
+        self.cache.learn(chunk.sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence, wherever it is."""
-        if sequence.slot >= 0:
+        if sequence.blocks:
             self.running.remove(sequence)
             self.cache.free(sequence)
         else:
@@ -47,3 +52,28 @@ class StepScheduler:
 
     def sequences(self) -> list[Sequence]:
         return [*self.running, *self.waiting]
+
+    def _share(self, budget: int, others_follow: bool) -> int:
+        """While others wait behind it, a prompt gets half of what is left: a short one never waits for all of a long one."""
+        return max(1, budget // 2) if others_follow and budget > 1 else budget
+
+    def _admit(self) -> None:
+        """A block is left for each running sequence, so that who comes in does not push them out at once."""
+        while self.waiting and len(self.running) < self.max_sequences:
+            if not self.cache.allocate(self.waiting[0], spare=len(self.running)):
+                return
+            self.running.append(self.waiting.popleft())
+
+    def _make_room(self, sequence: Sequence, count: int) -> bool:
+        """Blocks for `count` tokens more; the last to arrive give up theirs. False when that was the sequence itself."""
+        while not self.cache.extend(sequence, sequence.computed + count):
+            self._preempt(self.running[-1])
+            if not sequence.blocks:
+                return False
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.preemptions += 1
+        self.running.remove(sequence)
+        self.cache.free(sequence)
+        self.waiting.appendleft(sequence)

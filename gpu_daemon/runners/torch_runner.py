@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import statistics
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,74 +15,110 @@ import psutil
 import torch
 import transformers
 
+from gpu_daemon.engine.kv_store import BlockCosts
 from gpu_daemon.engine.sequence import Chunk, Sampled, Sampling, Sequence
 from gpu_daemon.errors import LoadFailed
-from gpu_daemon.runners.llama import LlamaForward, batch
+from gpu_daemon.runners.batch import make_batch
+from gpu_daemon.runners.cpu.decoder import CpuDecoder
 from gpu_daemon.runners.sampler import sample
+from gpu_daemon.runners.torch_decoder import TorchDecoder
+from gpu_daemon.runners.weights import Decoder, take_decoder
 
-ARCHITECTURES = {"LlamaForCausalLM": transformers.LlamaForCausalLM, "Qwen3ForCausalLM": transformers.Qwen3ForCausalLM}
+ARCHITECTURES = {
+    "LlamaForCausalLM": transformers.LlamaForCausalLM,
+    "Qwen3ForCausalLM": transformers.Qwen3ForCausalLM,
+    "Qwen2_5_VLForConditionalGeneration": transformers.Qwen2_5_VLForConditionalGeneration,
+}
 Report = Callable[[str, float], None]
 _WARM_TOKENS = 64
+_REPEATS = 3
 transformers.logging.disable_progress_bar()
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerOptions:
+    """`kv_bytes` caps the cache, 0 is a share of the free memory; `threads` counts a CPU's, 0 is one a core."""
+
+    device: str
+    max_model_len: int
+    kv_bytes: int = 0
+    threads: int = 0
+    int8: bool = False
+    compiled: bool = True  # the kernels in runners/cpu; without them torch runs the CPU too
 
 
 class TorchRunner:
     """One model on one device."""
 
-    def __init__(
-        self, folder: Path, *, device: str, max_sequences: int, max_model_len: int, kv_bytes: int, report: Report
-    ) -> None:
+    def __init__(self, folder: Path, options: RunnerOptions, report: Report) -> None:
         """Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
         config = _read_config(folder)
         report("reading", 0.1)
-        self.device = torch.device(device)
+        self.device = torch.device(options.device)
         model = _load(folder, config, self.device)
-        self.max_model_len = min(max_model_len, int(config["max_position_embeddings"]))
-        self.vocab_size = int(config["vocab_size"])
+        text = model.config.get_text_config()
+        self.max_model_len = min(options.max_model_len, int(text.max_position_embeddings))
+        self.vocab_size = int(text.vocab_size)
         self.eos_ids = _eos_ids(folder, config)
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        report("building", 0.7)
-        self.max_sequences = max_sequences
-        if self.device.type == "cuda":
-            self.max_sequences = _fitting_sequences(model.config, max_sequences, self.max_model_len, kv_bytes)
-        self._forward = LlamaForward(model, self.max_sequences, self.max_model_len)
-        self.kv_tokens = self._kv_tokens(kv_bytes)
+        report("building", 0.5)
+        decoder = take_decoder(model, self.max_model_len)
+        self._sections = len(decoder.sections)
+        self.blocks = _blocks(decoder, options.kv_bytes, self.max_model_len)
+        self._decode = self._make(decoder, options)
+        self.block_tokens, self.block_bytes = self._decode.block_tokens, self._decode.block_bytes
         self.prefill_ms_per_token = self.decode_ms_per_token = 0.0
         report("warming", 0.9)
 
-    def _kv_tokens(self, kv_bytes: int) -> int:
-        """How many tokens may be in flight: by the cap, or by half of the memory that is free now."""
-        forward = self._forward
-        per_token = 2 * len(forward.layers) * forward.kv_heads * forward.head_dim * forward.dtype.itemsize
-        whole: int = self.max_sequences * self.max_model_len
-        if self.device.type == "cuda":
-            return whole
-        return max(self.max_model_len, min(whole, int(kv_bytes or psutil.virtual_memory().available // 2) // int(per_token)))
+    def _make(self, decoder: Decoder, options: RunnerOptions) -> CpuDecoder | TorchDecoder:
+        if self.device.type == "cpu" and options.compiled:
+            threads = options.threads or psutil.cpu_count(logical=False) or 1
+            return CpuDecoder(decoder, blocks=self.blocks, length=self.max_model_len, threads=threads, int8=options.int8)
+        return TorchDecoder(decoder, blocks=self.blocks, length=self.max_model_len)
 
     def warm(self) -> None:
         """Runs the shapes that requests bring, so the first one does not wait for them, and measures what tokens cost."""
-        prompt = Sequence(
-            0, "warm", 0, 0, [1] * _WARM_TOKENS, _WARM_TOKENS, Sampling(max_tokens=8, seed=0, temperature=0), slot=0
-        )
-        self.run([Chunk(prompt, 0, _WARM_TOKENS)])
-        self.prefill_ms_per_token = self._time(Chunk(prompt, 0, _WARM_TOKENS)) / _WARM_TOKENS
-        self.run([Chunk(prompt, _WARM_TOKENS - 1, 1)])
-        self.decode_ms_per_token = self._time(Chunk(prompt, _WARM_TOKENS - 1, 1))
+        prompt = Sequence(0, "warm", 0, 0, [1] * _WARM_TOKENS, _WARM_TOKENS, Sampling(max_tokens=8, seed=0, temperature=0))
+        prompt.blocks = list(range(-(-_WARM_TOKENS // self.block_tokens)))
+        self.prefill_ms_per_token = self._time(lambda: self.run([Chunk(prompt, 0, _WARM_TOKENS)])) / _WARM_TOKENS
+        self.decode_ms_per_token = self._time(lambda: self.run([Chunk(prompt, _WARM_TOKENS - 1, 1)]))
+        saved = self.save(0)
+        self.restore_ms = self._time(lambda: self.restore(0, saved))
 
-    def _time(self, chunk: Chunk) -> float:
+    def block_costs(self) -> BlockCosts:
+        """What `warm` measured: bringing a block back against computing it."""
+        return BlockCosts(restore_ms=self.restore_ms, compute_ms=self.prefill_ms_per_token * self.block_tokens)
+
+    def _time(self, work: Callable[[], Any]) -> float:
+        """Milliseconds, the median of a few runs after a first."""
+        work()
+        return statistics.median(self._once(work) for _ in range(_REPEATS))
+
+    def _once(self, work: Callable[[], Any]) -> float:
         started = time.perf_counter()
-        self.run([chunk])
+        work()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
         return (time.perf_counter() - started) * 1000
 
+    @torch.inference_mode()
     def run(self, chunks: Many[Chunk]) -> list[Sampled]:
         """One step. The result has one entry for each chunk that samples, in the chunks' order."""
-        prepared, owners = batch(chunks, self.device)
-        logits = self._forward(prepared)
-        if not owners:
-            return []
-        drawn = sample(logits, [chunks[i].sequence for i in owners])
-        by_chunk = dict(zip(owners, drawn, strict=True))
-        return [by_chunk[i] for i, chunk in enumerate(chunks) if chunk.samples]
+        logits = self._decode(make_batch(chunks, self._sections))
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        return sample(logits, sampling) if sampling else []
+
+    def save(self, block: int) -> torch.Tensor:
+        """A copy in host memory of one block's keys and values."""
+        return self._decode.save(block)
+
+    def restore(self, block: int, saved: torch.Tensor) -> None:
+        """Writes a saved block back."""
+        self._decode.restore(block, saved)
+
+    def close(self) -> None:
+        """Ends the threads it may have."""
+        self._decode.close()
 
 
 def pick_device(wanted: str) -> str:
@@ -116,9 +154,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load(folder: Path, config: dict[str, Any], device: torch.device) -> transformers.PreTrainedModel:
-    """The weights, at a precision the device is fast in: bf16 on a GPU, float32 on a CPU."""
+    """The weights: bfloat16 on a GPU; on a CPU as stored, if that is bfloat16 or float32, else float32."""
     architecture: Any = ARCHITECTURES[config["architectures"][0]]
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    stored = str(config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype"))
+    dtype = torch.bfloat16 if device.type == "cuda" or stored == "bfloat16" else torch.float32
     try:
         model = architecture.from_pretrained(
             folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
@@ -138,12 +177,17 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _fitting_sequences(config: Any, wanted: int, length: int, kv_bytes: int) -> int:
-    """How many whole sequences the GPU has room for: its cache is real memory from the start."""
-    heads = config.num_key_value_heads
-    dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_sequence = 2 * config.num_hidden_layers * heads * dim * 2 * length
-    room = kv_bytes or torch.cuda.mem_get_info()[0] * 8 // 10
-    if room < per_sequence:
-        raise LoadFailed("the GPU has no room for the KV cache of one sequence; lower --max-model-len")
-    return min(wanted, int(room // per_sequence))
+def _blocks(decoder: Decoder, kv_bytes: int, length: int) -> int:
+    """How many blocks the cache may have: by the cap, or by the memory that is free now. Raises LoadFailed for too few."""
+    cuda = decoder.device.type == "cuda"
+    itemsize = 2 if cuda else 4
+    per_block = 16 * 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * itemsize
+    free = torch.cuda.mem_get_info()[0] * 8 // 10 if cuda else psutil.virtual_memory().available // 4
+    least = -(-length // 16) + 1
+    blocks = int((kv_bytes or free) // per_block)
+    if blocks < least:
+        raise LoadFailed(
+            f"the KV cache needs {least * per_block} bytes for one sequence of {length} tokens; "
+            "give it more (--kv-bytes) or lower --max-model-len"
+        )
+    return blocks

@@ -11,33 +11,52 @@ import torch
 import transformers
 
 from apps.fleet.weights import pull
-from gpu_daemon.runners.torch_runner import TorchRunner, set_threads
+from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, set_threads
 
-TINY = {
-    "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM, {}),
-    "qwen3": (transformers.Qwen3Config, transformers.Qwen3ForCausalLM, {"head_dim": 32}),
-}
+_SIZES = {
+    "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
+}  # fmt: skip
+_IDS = {"eos_token_id": 0, "bos_token_id": 1, "pad_token_id": 0}
+_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64, "fullatt_block_indexes": [0]}
+
+
+def _llama() -> transformers.PreTrainedModel:
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**_SIZES, **_IDS, tie_word_embeddings=True))
+
+
+def _qwen3() -> transformers.PreTrainedModel:
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**_SIZES, **_IDS, head_dim=32, tie_word_embeddings=False))
+
+
+def _qwen2_5_vl() -> transformers.PreTrainedModel:
+    """Multimodal rope and biases; the vision half is there but unused."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+    text = {**_SIZES, **_IDS, "rope_parameters": rope}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=_VISION, **_IDS, tie_word_embeddings=False)
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+TINY = {"llama": _llama, "qwen3": _qwen3, "qwen2_5_vl": _qwen2_5_vl}
 
 
 def make_tiny(folder: Path, kind: str) -> Path:
     """A seeded checkpoint: real classes, few weights."""
-    config_class, model_class, extra = TINY[kind]
     torch.manual_seed(3)
-    config = config_class(
-        vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=512, eos_token_id=0, bos_token_id=1, pad_token_id=0,
-        tie_word_embeddings=kind == "llama", initializer_range=0.2, **extra,
-    )  # fmt: skip
-    model_class(config).save_pretrained(folder)
+    model = TINY[kind]()
+    for parameter in model.parameters():  # vectors too: a bias or a norm left at its start would test nothing
+        if parameter.dim() == 1:
+            torch.nn.init.uniform_(parameter, 0.5, 1.5)
+    model.save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())
-    assert saved["architectures"] == [model_class.__name__]
+    assert saved["architectures"] == [type(model).__name__]
     return folder
 
 
 def make_runner(folder: Path, **options) -> TorchRunner:
     set_threads(2)
-    defaults = {"device": "cpu", "max_sequences": 8, "max_model_len": 512, "kv_bytes": 0, "report": lambda *_: None}
-    return TorchRunner(folder, **{**defaults, **options})
+    defaults = {"device": "cpu", "max_model_len": 512, "kv_bytes": 2**28, "threads": 2}
+    return TorchRunner(folder, RunnerOptions(**{**defaults, **options}), lambda *_: None)
 
 
 @pytest.fixture(scope="session", params=sorted(TINY))

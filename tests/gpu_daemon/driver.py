@@ -16,18 +16,25 @@ def make_sequence(tokens: list[int], *, generated: list[int] | None = None, salt
     return Sequence(0, f"r{next(_numbers)}", 1, 0, tokens + (generated or []), len(tokens), Sampling(**options), salt=salt)
 
 
-def run_all(runner, sequences: list[Sequence], *, step_tokens: int = 64, cache: KvCache | None = None) -> list[list[int]]:
+def run_all(
+    runner,
+    sequences: list[Sequence],
+    *,
+    step_tokens: int = 64,
+    cache: KvCache | None = None,
+    scheduler: StepScheduler | None = None,
+) -> list[list[int]]:
     """The generated tokens of each, all run together."""
-    cache = cache or KvCache(runner.max_sequences, 10_000)
-    scheduler = StepScheduler(cache, step_tokens)
+    cache = scheduler.cache if scheduler else cache or KvCache(runner.blocks, runner.block_tokens)
+    scheduler = scheduler or StepScheduler(cache, step_tokens, 32)
     scheduler.waiting.extend(sequences)
     while scheduler.running or scheduler.waiting:
         chunks = scheduler.plan()
         results = iter(runner.run(chunks))
         for chunk in chunks:
-            sequence, samples = chunk.sequence, chunk.samples
-            sequence.computed += chunk.count
-            if samples:
+            sequence = chunk.sequence
+            scheduler.advance(chunk)
+            if chunk.samples:
                 sequence.tokens.append(next(results).token_id)
                 if sequence.index >= sequence.sampling.max_tokens:
                     scheduler.remove(sequence)

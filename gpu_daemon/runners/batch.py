@@ -1,0 +1,41 @@
+"""One step's chunks as flat arrays, the same for every device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpu_daemon.engine.sequence import Chunk
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows are the step's tokens, chunk after chunk; row i of `tables` are the cache blocks of chunk i's sequence."""
+
+    tokens: np.ndarray  # i64 [rows]
+    positions: np.ndarray  # i64 [rows]: place in the sequence
+    angles: np.ndarray  # i64 [sections, rows]: place for rope
+    row_table: np.ndarray  # i64 [rows]
+    tables: np.ndarray  # i64 [chunks, blocks]
+    runs: tuple[tuple[int, int], ...]  # (first row, rows) of each chunk
+    sampled: np.ndarray  # i64 [samples]: rows whose logits are wanted
+
+
+def make_batch(chunks: Many[Chunk], sections: int = 1) -> Batch:
+    counts = np.array([chunk.count for chunk in chunks])
+    firsts = np.concatenate(([0], np.cumsum(counts)[:-1]))
+    positions = np.concatenate([np.arange(chunk.start, chunk.start + chunk.count) for chunk in chunks])
+    tables = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int64)
+    for row, chunk in zip(tables, chunks, strict=True):
+        row[: len(chunk.sequence.blocks)] = chunk.sequence.blocks
+    return Batch(
+        tokens=np.concatenate([chunk.sequence.tokens[chunk.start : chunk.start + chunk.count] for chunk in chunks]),
+        positions=positions,
+        angles=np.broadcast_to(positions, (sections, len(positions))),
+        row_table=np.repeat(np.arange(len(chunks)), counts),
+        tables=tables,
+        runs=tuple(zip(firsts.tolist(), counts.tolist(), strict=True)),
+        sampled=np.array([first + chunk.count - 1 for first, chunk in zip(firsts, chunks, strict=True) if chunk.samples], np.int64),
+    )

@@ -1,0 +1,231 @@
+"""A decoder in plain torch, on any device: the GPU's path, and the reference for the compiled CPU one.
+
+All tokens of a step go through one product each. Attention looks up each sequence's blocks; the decoding ones go together,
+prompts one by one. On CUDA a step that only decodes is captured once for each bucket of batch and context, and replayed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from gpu_daemon.runners.batch import Batch
+from gpu_daemon.runners.weights import Decoder, Layer
+
+_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step's tensors. The first `decoding` rows are one token each of a sequence of its own."""
+
+    tokens: Tensor  # [rows]
+    cos: Tensor  # [rows, 1, head_dim / 2]
+    sin: Tensor
+    places: Tensor  # [rows]: where in the cache each token's keys and values go
+    seen: Tensor  # [decoding, context]: places each decoding row may look at; what it may not is masked
+    hidden: Tensor  # [decoding, 1, 1, context]: minus infinity where it may not look
+    decoding: int
+    prompts: tuple[tuple[int, int, int, Tensor], ...]  # first row, rows, start, places up to the last row
+    sampled: Tensor  # [samples]
+
+
+class TorchDecoder:
+    """Keys and values are [places, kv_heads, head_dim] a layer, a place being block * block_tokens + slot."""
+
+    block_tokens = 16
+
+    def __init__(self, decoder: Decoder, *, blocks: int, length: int) -> None:
+        """`blocks` in the cache; sequences of up to `length` tokens."""
+        self.decoder = decoder
+        self.length = length
+        # One block more than is handed out: rows that only fill a bucket write there.
+        shape = (len(decoder.layers), 2, (blocks + 1) * self.block_tokens, decoder.kv_heads, decoder.head_dim)
+        self.cache = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        self.scratch_place = blocks * self.block_tokens
+        self.block_bytes = self.cache[:, :, : self.block_tokens].numel() * decoder.dtype.itemsize
+        self._graphs = Graphs(self) if decoder.device.type == "cuda" else None
+
+    @torch.inference_mode()
+    def __call__(self, batch: Batch) -> Tensor:
+        """Logits of the sampled rows, [rows, vocabulary]; keys and values of every token are stored."""
+        if self._graphs is not None and all(count == 1 for _, count in batch.runs) and len(batch.runs) <= _BUCKETS[-1]:
+            return self._graphs.replay(batch)
+        return self.forward(self._step(batch))
+
+    def forward(self, step: Step) -> Tensor:
+        d = self.decoder
+        x = d.embedding[step.tokens]
+        for layer, keys_values in zip(d.layers, self.cache, strict=True):
+            h = functional.rms_norm(x, x.shape[-1:], layer.input_norm, d.eps)
+            x = x + functional.linear(self._attend(layer, keys_values, h, step), layer.output)
+            h = functional.rms_norm(x, x.shape[-1:], layer.mlp_norm, d.eps)
+            gate, up = functional.linear(h, layer.gate_up).chunk(2, -1)
+            x = x + functional.linear(functional.silu(gate) * up, layer.down)
+        x = functional.rms_norm(x[step.sampled], x.shape[-1:], d.norm, d.eps)
+        return functional.linear(x, d.head)
+
+    def _attend(self, layer: Layer, keys_values: Tensor, h: Tensor, step: Step) -> Tensor:
+        d = self.decoder
+        qkv = functional.linear(h, layer.qkv, layer.qkv_bias).view(len(h), -1, d.head_dim)
+        q, k, v = torch.split(qkv, [d.heads, d.kv_heads, d.kv_heads], 1)
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q = functional.rms_norm(q, q.shape[-1:], layer.q_norm, d.eps)
+            k = functional.rms_norm(k, k.shape[-1:], layer.k_norm, d.eps)
+        q, k = _rotate(q, step.cos, step.sin), _rotate(k, step.cos, step.sin)
+        keys, values = keys_values[0], keys_values[1]
+        keys[step.places] = k
+        values[step.places] = v
+        parts = []
+        if step.decoding:
+            mask = step.hidden
+            parts.append(self._mix(q[: step.decoding, :, None], keys[step.seen], values[step.seen], mask).flatten(1))
+        for first, count, start, places in step.prompts:
+            rows = q[first : first + count].transpose(0, 1)[None]
+            mask = _causal(start, count, len(places), q.device, q.dtype)
+            parts.append(self._mix(rows, keys[places][None], values[places][None], mask)[0].transpose(0, 1).flatten(1))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _mix(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        """q [n, heads, rows, dim] over keys and values [n, context, kv_heads, dim]; mask broadcasts over heads."""
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        return functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, enable_gqa=True)
+
+    # --- A step's tensors ---
+
+    def _step(self, batch: Batch) -> Step:
+        """Rows sorted so that the decoding ones come first; `sampled` keeps the batch's order."""
+        runs = sorted(enumerate(batch.runs), key=lambda run: run[1][1] > 1)
+        order = [row for _, (first, count) in runs for row in range(first, first + count)]
+        decoding = sum(count == 1 for _, count in batch.runs)
+        place_of = {row: i for i, row in enumerate(order)}
+        device = self.decoder.device
+        rows = torch.tensor(order)
+        positions, tables = torch.from_numpy(batch.positions)[rows], torch.from_numpy(batch.tables)
+        tables_of = torch.from_numpy(batch.row_table)[rows]
+        cos, sin = self.decoder.angles(torch.from_numpy(batch.angles.copy())[:, rows].to(device))
+        dtype = self.decoder.dtype
+        seen, hidden = self._seen(tables[tables_of[:decoding]], positions[:decoding])
+        return Step(
+            tokens=torch.from_numpy(batch.tokens)[rows].to(device),
+            cos=cos[:, None].to(dtype),
+            sin=sin[:, None].to(dtype),
+            places=self._places(tables[tables_of], positions[:, None])[:, 0].to(device),
+            seen=seen.to(device),
+            hidden=hidden.to(device),
+            decoding=decoding,
+            prompts=self._prompts(batch, runs[decoding:], tables, decoding),
+            sampled=torch.tensor([place_of[row] for row in batch.sampled.tolist()], dtype=torch.long, device=device),
+        )
+
+    def _prompts(self, batch: Batch, runs: Any, tables: Tensor, first: int) -> tuple[tuple[int, int, int, Tensor], ...]:
+        prompts = []
+        for table, (begin, count) in runs:
+            start = int(batch.positions[begin])
+            places = self._places(tables[table][None], torch.arange(start + count)[None])[0]
+            prompts.append((first, count, start, places.to(self.decoder.device)))
+            first += count
+        return tuple(prompts)
+
+    def _places(self, tables: Tensor, positions: Tensor) -> Tensor:
+        """tables [n, blocks], positions [n or 1, m]: the places of those positions, [n, m]."""
+        blocks = torch.gather(tables, 1, (positions // self.block_tokens).expand(len(tables), -1))
+        return blocks * self.block_tokens + positions % self.block_tokens
+
+    def _seen(self, tables: Tensor, positions: Tensor, width: int = 0) -> tuple[Tensor, Tensor]:
+        """The places decoding rows look at, [rows, context], and the mask over them."""
+        if not len(positions):
+            return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 1, 1, 0, dtype=self.decoder.dtype)
+        width = width or int(positions.max()) + 1
+        columns = torch.arange(width)[None]
+        beyond = columns > positions[:, None]
+        reach = columns.clamp(max=tables.shape[1] * self.block_tokens - 1).expand(len(positions), -1)
+        seen = self._places(tables, reach).masked_fill(beyond, self.scratch_place)
+        return seen, _minus_infinity(beyond, self.decoder.dtype)[:, None, None]
+
+    # --- The store in host memory ---
+
+    def save(self, block: int) -> Tensor:
+        """A copy of one block's keys and values on the host."""
+        return self._block(block).to("cpu", copy=True)
+
+    def restore(self, block: int, saved: Tensor) -> None:
+        self._block(block).copy_(saved)
+
+    def _block(self, block: int) -> Tensor:
+        return self.cache[:, :, block * self.block_tokens : (block + 1) * self.block_tokens]
+
+    def close(self) -> None:
+        self._graphs = None
+
+
+class Graphs:
+    """CUDA graphs of the decoding step, one for each (batch, context) bucket, over tensors that stay where they are."""
+
+    def __init__(self, owner: TorchDecoder) -> None:
+        self._owner = owner
+        self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Step, Tensor]] = {}
+
+    def replay(self, batch: Batch) -> Tensor:
+        rows = len(batch.tokens)
+        bucket = next(size for size in _BUCKETS if size >= rows)
+        context = min(self._owner.length, max(256, 1 << int(batch.positions.max()).bit_length()))
+        if (bucket, context) not in self._captured:
+            self._captured[bucket, context] = self._capture(bucket, context)
+        graph, step, logits = self._captured[bucket, context]
+        self._fill(step, batch, rows, context)
+        graph.replay()
+        return logits[torch.from_numpy(batch.sampled).to(logits.device)]
+
+    def _fill(self, step: Step, batch: Batch, rows: int, context: int) -> None:
+        """Copies the batch into the graph's own tensors; rows beyond it write to the scratch block."""
+        owner = self._owner
+        tables, positions = torch.from_numpy(batch.tables)[torch.from_numpy(batch.row_table)], torch.from_numpy(batch.positions)
+        seen, hidden = owner._seen(tables, positions, context)
+        cos, sin = owner.decoder.angles(torch.from_numpy(batch.angles.copy()).to(step.cos.device))
+        places = owner._places(tables, positions[:, None])[:, 0]
+        step.places.fill_(owner.scratch_place)
+        for target, source in (
+            (step.tokens, torch.from_numpy(batch.tokens)),
+            (step.places, places),
+            (step.seen, seen),
+            (step.hidden, hidden),
+            (step.cos, cos[:, None]),
+            (step.sin, sin[:, None]),
+        ):
+            target[:rows].copy_(source, non_blocking=True)
+
+    def _capture(self, rows: int, context: int) -> tuple[torch.cuda.CUDAGraph, Step, Tensor]:
+        owner, d = self._owner, self._owner.decoder
+        zeros = torch.zeros(rows, dtype=torch.long, device=d.device)
+        angles = torch.zeros(rows, 1, d.head_dim // 2, dtype=d.dtype, device=d.device)
+        step = Step(
+            tokens=zeros.clone(), cos=angles.clone(), sin=angles.clone(), places=zeros + owner.scratch_place,
+            seen=torch.full((rows, context), owner.scratch_place, device=d.device),
+            hidden=torch.zeros(rows, 1, 1, context, dtype=d.dtype, device=d.device),
+            decoding=rows, prompts=(), sampled=torch.arange(rows, device=d.device),
+        )  # fmt: skip
+        for _ in range(2):  # cuBLAS and the allocator settle before the capture
+            owner.forward(step)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            logits = owner.forward(step)
+        return graph, step, logits
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, -1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
+
+
+def _causal(start: int, count: int, end: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """[count, end]: minus infinity after each row's own position."""
+    return _minus_infinity(torch.arange(end, device=device)[None] > torch.arange(start, start + count, device=device)[:, None], dtype)
+
+
+def _minus_infinity(where: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(where.shape, dtype=dtype, device=where.device).masked_fill_(where, float("-inf"))

@@ -1,0 +1,118 @@
+"""A decoder's weights, taken out of raw `transformers` modules: q, k and v fused into one product, gate and up into another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One decoder layer. Products are [outputs, inputs]; what a model does not have is None."""
+
+    input_norm: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+    output: Tensor
+    mlp_norm: Tensor
+    gate_up: Tensor
+    down: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A decoder of the llama family: SmolLM2, Qwen3 dense (norms of q and k), the language half of Qwen2.5-VL.
+
+    `cos` and `sin` are [positions, head_dim / 2]. `sections` says how many of the head_dim / 2 angles follow which of a
+    token's positions (time, height, width): multimodal rope. Everyone else has one section and one position a token.
+    """
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    hidden: int
+    inner: int
+    vocab: int
+    eps: float
+    dtype: torch.dtype
+    device: torch.device
+    embedding: Tensor
+    norm: Tensor
+    head: Tensor
+    cos: Tensor
+    sin: Tensor
+    sections: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """cos and sin of tokens at `positions` [len(sections), tokens], each [tokens, head_dim / 2]."""
+        if len(self.sections) == 1:
+            return self.cos[positions[0]], self.sin[positions[0]]
+        parts = list(zip(positions, self.cos.split(self.sections, -1), self.sin.split(self.sections, -1), strict=True))
+        return torch.cat([c[p] for p, c, _ in parts], -1), torch.cat([s[p] for p, _, s in parts], -1)
+
+
+def take_decoder(model: Any, length: int) -> Decoder:
+    """Fuses the products of a `transformers` causal model, and empties its own: a weight is in memory once."""
+    body = getattr(model.model, "language_model", model.model)
+    config = body.config
+    heads = config.num_attention_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
+    weight = model.lm_head.weight
+    sections = tuple((getattr(config, "rope_parameters", None) or {}).get("mrope_section") or (head_dim // 2,))
+    cos, sin = _angle_tables(body.rotary_emb, length, len(sections), weight.device)
+    return Decoder(
+        heads=heads,
+        kv_heads=config.num_key_value_heads,
+        head_dim=head_dim,
+        hidden=config.hidden_size,
+        inner=config.intermediate_size,
+        vocab=weight.shape[0],
+        eps=config.rms_norm_eps,
+        dtype=weight.dtype,
+        device=weight.device,
+        embedding=body.embed_tokens.weight,
+        norm=body.norm.weight,
+        head=weight,
+        cos=cos,
+        sin=sin,
+        sections=sections,
+        layers=tuple(_take_layer(layer) for layer in body.layers),
+    )
+
+
+def _angle_tables(rotary: Any, length: int, sections: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The model's own rotary module, asked once for every position; float32, and the first half of what it repeats."""
+    positions = torch.arange(length, device=device)[None]
+    if sections > 1:
+        positions = positions.expand(sections, 1, length)
+    cos, sin = rotary(torch.zeros(1, 1, device=device), positions)
+    if cos.dim() == 4:  # some releases mix the sections in the rotary module, some later; equal positions make it one
+        cos, sin = cos[0], sin[0]
+    half = cos.shape[-1] // 2
+    return cos[0, :, :half].float().contiguous(), sin[0, :, :half].float().contiguous()
+
+
+def _take_layer(layer: Any) -> Layer:
+    attention, mlp = layer.self_attn, layer.mlp
+    qkv = [attention.q_proj, attention.k_proj, attention.v_proj]
+    biases = [projection.bias for projection in qkv if projection.bias is not None]
+    taken = Layer(
+        input_norm=layer.input_layernorm.weight,
+        qkv=torch.cat([projection.weight for projection in qkv]),
+        qkv_bias=torch.cat(biases) if biases else None,
+        q_norm=getattr(getattr(attention, "q_norm", None), "weight", None),
+        k_norm=getattr(getattr(attention, "k_norm", None), "weight", None),
+        output=attention.o_proj.weight,
+        mlp_norm=layer.post_attention_layernorm.weight,
+        gate_up=torch.cat([mlp.gate_proj.weight, mlp.up_proj.weight]),
+        down=mlp.down_proj.weight,
+    )
+    for projection in (*qkv, mlp.gate_proj, mlp.up_proj, attention.o_proj, mlp.down_proj):
+        projection.weight = None
+    return taken
