@@ -44,8 +44,12 @@ def from_arguments(arguments: list[str]) -> DaemonConfig:
     parser.add_argument("--max-sequences", type=int, default=32, help="sequences that run at once")
     parser.add_argument("--max-model-len", type=int, default=8192, help="longest sequence, in tokens")
     parser.add_argument("--step-tokens", type=int, default=512, help="token budget of one step")
-    parser.add_argument("--kv-bytes", type=int, default=0, help="cap of a model's KV cache on the device; 0 is a share of what is free")
-    parser.add_argument("--host-kv-bytes", type=int, default=0, help="cap of the KV kept in host memory; 0 is a quarter of the free")
+    parser.add_argument(
+        "--kv-bytes", type=int, default=0, help="cap of a model's KV cache on the device; 0 is a share of what is free"
+    )
+    parser.add_argument(
+        "--host-kv-bytes", type=int, default=0, help="cap of the KV kept in host memory; 0 is a quarter of the free"
+    )
     parser.add_argument("--int8", action="store_true", help="keep weights as int8 on a CPU: faster, a little less exact")
     parser.add_argument("--preload", nargs="*", default=[], help="models to load at once")
     given = vars(parser.parse_args(arguments))

@@ -95,7 +95,11 @@ class Models:
         set_threads(config.threads)
         self.device = pick_device(config.device)
         options = RunnerOptions(
-            device=self.device, max_model_len=config.max_model_len, kv_bytes=config.kv_bytes, threads=config.threads, int8=config.int8
+            device=self.device,
+            max_model_len=config.max_model_len,
+            kv_bytes=config.kv_bytes,
+            threads=config.threads,
+            int8=config.int8,
         )
         runner = TorchRunner(folder, options, report)
         runner.warm()

@@ -37,5 +37,7 @@ def make_batch(chunks: Many[Chunk], sections: int = 1) -> Batch:
         row_table=np.repeat(np.arange(len(chunks)), counts),
         tables=tables,
         runs=tuple(zip(firsts.tolist(), counts.tolist(), strict=True)),
-        sampled=np.array([first + chunk.count - 1 for first, chunk in zip(firsts, chunks, strict=True) if chunk.samples], np.int64),
+        sampled=np.array(
+            [first + chunk.count - 1 for first, chunk in zip(firsts, chunks, strict=True) if chunk.samples], np.int64
+        ),
     )

@@ -224,7 +224,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 def _causal(start: int, count: int, end: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """[count, end]: minus infinity after each row's own position."""
-    return _minus_infinity(torch.arange(end, device=device)[None] > torch.arange(start, start + count, device=device)[:, None], dtype)
+    return _minus_infinity(
+        torch.arange(end, device=device)[None] > torch.arange(start, start + count, device=device)[:, None], dtype
+    )
 
 
 def _minus_infinity(where: Tensor, dtype: torch.dtype) -> Tensor:

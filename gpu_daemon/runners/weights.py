@@ -53,8 +53,13 @@ class Decoder:
         """cos and sin of tokens at `positions` [len(sections), tokens], each [tokens, head_dim / 2]."""
         if len(self.sections) == 1:
             return self.cos[positions[0]], self.sin[positions[0]]
-        parts = list(zip(positions, self.cos.split(self.sections, -1), self.sin.split(self.sections, -1), strict=True))
-        return torch.cat([c[p] for p, c, _ in parts], -1), torch.cat([s[p] for p, _, s in parts], -1)
+        cos, sin = (torch.split(table, list(self.sections), -1) for table in (self.cos, self.sin))
+        return _select(cos, positions), _select(sin, positions)
+
+
+def _select(tables: tuple[Tensor, ...], positions: Tensor) -> Tensor:
+    """Each section's angles at its own positions, side by side."""
+    return torch.cat([table[where] for table, where in zip(tables, positions, strict=True)], -1)
 
 
 def take_decoder(model: Any, length: int) -> Decoder:

@@ -18,7 +18,14 @@ _SIZES = {
     "num_key_value_heads": 2, "max_position_embeddings": 512, "initializer_range": 0.2,
 }  # fmt: skip
 _IDS = {"eos_token_id": 0, "bos_token_id": 1, "pad_token_id": 0}
-_VISION = {"depth": 1, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64, "fullatt_block_indexes": [0]}
+_VISION = {
+    "depth": 1,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "fullatt_block_indexes": [0],
+}
 
 
 def _llama() -> transformers.PreTrainedModel:

@@ -141,7 +141,9 @@ def test_nothing_is_kept_where_computing_is_faster() -> None:
 def test_reuse_is_what_it_is_said_to_be_over_random_turns() -> None:
     rng = random.Random(2)
     device = Device(12, HostMemory(150))
-    reused = sum(device.run([rng.randrange(2) for _ in range(rng.randint(1, 30))], rng.choice([b"a", b"b"])) for _ in range(3000))
+    reused = sum(
+        device.run([rng.randrange(2) for _ in range(rng.randint(1, 30))], rng.choice([b"a", b"b"])) for _ in range(3000)
+    )
     assert reused > 1000
 
 

@@ -26,8 +26,8 @@ from tests.gpu_daemon.driver import make_sequence, run_all
 OPENINGS = ["The capital of France is", "Once upon a time", "def fibonacci(n):", "2, 4, 6, 8,", "Water boils at", "a"]
 TOPICS = ["the sea", "a lost dog", "tax law", "prime numbers", "Bach", "rain in May", "the Moon", "bread", "chess", "Kyoto"]
 TOPICS += ["a red door", "iron", "bees", "the year 1969", "two brothers", "silence", "maps", "the number pi", "soup", "Rome"]
-VERBS = ["Explain", "Write a poem about", "List three facts about", "Ask a question about", "My grandmother once told me about",
-         "The history of", "class Visitor:  # about", "Q: What is known of", "In one word, describe", "Why do people like"]  # fmt: skip
+VERBS = ["Explain", "Write a poem about", "List three facts about", "Ask a question about", "Grandmother once told me about"]
+VERBS += ["The history of", "class Visitor:  # about", "Q: What is known of", "In one word, describe", "Why do people like"]
 PROMPTS = OPENINGS + [f"{verb} {topic}" for verb in VERBS for topic in TOPICS]
 
 

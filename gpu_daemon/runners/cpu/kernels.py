@@ -105,7 +105,7 @@ def _wait(step: Step, operation: int, chunks: int) -> None:
 
 
 @_fast
-def _exp(x: float) -> float:
+def _exp(x: Any) -> Any:
     """e to the x in float32 within 2 units in the last place (Cephes expf); 0 below -87."""
     x = max(np.float32(-87.0), min(np.float32(88.0), x))
     n = np.floor(x * np.float32(1.44269504088896341) + np.float32(0.5))
