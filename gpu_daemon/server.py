@@ -336,5 +336,6 @@ def _model_status(resident: Resident) -> pb.ModelStatus:
         status.kv_blocks_total, status.kv_blocks_free = load.tokens_total, max(0, load.tokens_free)
         status.weight_bytes = runner.weight_bytes
         status.prefill_ms_per_token = load.prefill_ms_per_token or runner.prefill_ms_per_token
+        status.forward_share = load.forward_share
         status.decode_ms_per_token = load.decode_ms_per_token or runner.decode_ms_per_token
     return status

@@ -472,6 +472,7 @@ class ModelStatus(_message.Message):
     WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
     PREFILL_MS_PER_TOKEN_FIELD_NUMBER: _builtins.int
     DECODE_MS_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    FORWARD_SHARE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     state: Global___ModelState.ValueType
     progress: _builtins.float
@@ -485,6 +486,8 @@ class ModelStatus(_message.Message):
     weight_bytes: _builtins.int
     prefill_ms_per_token: _builtins.float
     decode_ms_per_token: _builtins.float
+    forward_share: _builtins.float
+    """Of the wall time between busy steps, the share inside the model's forward pass."""
     def __init__(
         self,
         *,
@@ -501,10 +504,11 @@ class ModelStatus(_message.Message):
         weight_bytes: _builtins.int = ...,
         prefill_ms_per_token: _builtins.float = ...,
         decode_ms_per_token: _builtins.float = ...,
+        forward_share: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms_per_token", b"decode_ms_per_token", "error", b"error", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "max_model_len", b"max_model_len", "max_running", b"max_running", "model", b"model", "prefill_ms_per_token", b"prefill_ms_per_token", "progress", b"progress", "running", b"running", "state", b"state", "waiting", b"waiting", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms_per_token", b"decode_ms_per_token", "error", b"error", "forward_share", b"forward_share", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "max_model_len", b"max_model_len", "max_running", b"max_running", "model", b"model", "prefill_ms_per_token", b"prefill_ms_per_token", "progress", b"progress", "running", b"running", "state", b"state", "waiting", b"waiting", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -156,6 +156,7 @@ class ResidentModel:
     weight_bytes: int = 0
     prefill_ms_per_token: float = 0.0
     decode_ms_per_token: float = 0.0  # one sequence's share of a step at the usual batch
+    forward_share: float = 0.0  # of a busy engine's wall time, inside the forward pass
 
 
 @dataclass(frozen=True, slots=True)

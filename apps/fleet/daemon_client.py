@@ -288,4 +288,5 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         weight_bytes=message.weight_bytes,
         prefill_ms_per_token=_measure(message.prefill_ms_per_token),
         decode_ms_per_token=_measure(message.decode_ms_per_token),
+        forward_share=_measure(message.forward_share),
     )

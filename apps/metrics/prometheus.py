@@ -150,11 +150,16 @@ def _gauges(load: dict[str, Any], workers: Sequence[WorkerSnapshot]) -> Iterator
     usage = GaugeMetricFamily(
         "inference:kv_cache_usage_perc", "Share of the KV cache in use, 0 to 1.", labels=("worker", "model_name")
     )
+    share = GaugeMetricFamily(
+        "inference:engine_forward_share", "Share of a busy engine's time in the model.", labels=("worker", "model_name")
+    )
     for worker in workers:
         up.add_metric((worker.worker_id, worker.device), 1)
         for model in worker.models:
+            share.add_metric((worker.worker_id, model.model), model.forward_share)
             if model.kv_blocks_total:
                 used = 1 - model.kv_blocks_free / model.kv_blocks_total
                 usage.add_metric((worker.worker_id, model.model), used)
     yield up
     yield usage
+    yield share

@@ -23,6 +23,7 @@ class Runner(Protocol):
     """Runs chunks on a device. The result has one entry for each chunk that samples, in order."""
 
     eos_ids: frozenset[int]
+    forward_ms: float  # of the last step, inside the model
 
     def run(self, chunks: Many[Chunk]) -> list[Sampled]: ...
 
@@ -42,6 +43,7 @@ class Engine:
         self._stopping = False
         self.max_sequences = scheduler.max_sequences
         self.load = Load(tokens_total=scheduler.cache.max_tokens, tokens_free=scheduler.cache.max_tokens)
+        self._step_began = 0.0  # 0 after a pause
         self._thread = threading.Thread(target=self._loop, name=f"engine {name}", daemon=True)
         self._thread.start()
 
@@ -75,6 +77,7 @@ class Engine:
             self._read_inbox()
             self._expire()
             chunks = self._scheduler.plan()
+            self._measure_share(bool(chunks))
             self._report(self._run(chunks) if chunks else [])
 
     def _run(self, chunks: list[Chunk]) -> list[Delta]:
@@ -170,6 +173,14 @@ class Engine:
         self.load.tokens_free = self._scheduler.cache.free_tokens
         if deltas:
             self._deliver(self.load.step, deltas)
+
+    def _measure_share(self, busy: bool) -> None:
+        """From one step's beginning to the next one's, how much went into the forward pass."""
+        now = time.perf_counter()
+        if busy and self._step_began:
+            share = self._runner.forward_ms / 1000 / (now - self._step_began)
+            self.load.forward_share = _smooth(self.load.forward_share, share)
+        self._step_began = now if busy else 0.0
 
     def _measure(self, chunks: list[Chunk], took_ms: float) -> None:
         load = self.load

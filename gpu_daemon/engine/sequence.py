@@ -125,4 +125,5 @@ class Load:
     tokens_free: int = 0
     prefill_ms_per_token: float = 0.0
     decode_ms_per_token: float = 0.0
+    forward_share: float = 0.0  # of the wall time between busy steps, inside the model's forward pass
     step: int = 0

@@ -67,7 +67,7 @@ class TorchRunner:
         self.blocks = _blocks(decoder, options.kv_bytes, self.max_model_len)
         self._decode = self._make(decoder, options)
         self.block_tokens, self.block_bytes = self._decode.block_tokens, self._decode.block_bytes
-        self.prefill_ms_per_token = self.decode_ms_per_token = 0.0
+        self.prefill_ms_per_token = self.decode_ms_per_token = self.forward_ms = 0.0
         report("warming", 0.9)
 
     def _make(self, decoder: Decoder, options: RunnerOptions) -> CpuDecoder | TorchDecoder:
@@ -104,7 +104,10 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, chunks: Many[Chunk]) -> list[Sampled]:
         """One step. The result has one entry for each chunk that samples, in the chunks' order."""
-        logits = self._decode(make_batch(chunks, self._sections))
+        batch = make_batch(chunks, self._sections)
+        started = time.perf_counter()
+        logits = self._decode(batch)
+        self.forward_ms = (time.perf_counter() - started) * 1000  # a GPU has only been told by now
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         return sample(logits, sampling) if sampling else []
 
