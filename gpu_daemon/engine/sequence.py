@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpu_daemon.engine.grammar import Grammar
 
 
 class FinishReason(Enum):
@@ -61,6 +65,7 @@ class Sequence:
     computed: int = 0
     slot: int = -1
     cached: int = 0  # prompt tokens found in the cache; reported once
+    grammar: Grammar | None = None  # None: anything may come next
 
     @property
     def generated(self) -> list[int]:

@@ -29,7 +29,10 @@ def run_all(runner, sequences: list[Sequence], *, step_tokens: int = 64, cache: 
             sequence.computed += chunk.count
             if samples:
                 sequence.tokens.append(next(results).token_id)
-                if sequence.index >= sequence.sampling.max_tokens:
+                if sequence.grammar is not None:
+                    sequence.grammar.advance(sequence.tokens[-1])
+                complete = sequence.grammar is not None and sequence.grammar.complete
+                if complete or sequence.index >= sequence.sampling.max_tokens:
                     scheduler.remove(sequence)
         cache.check_integrity()
     return [sequence.generated for sequence in sequences]
