@@ -11,11 +11,12 @@ from collections.abc import Sequence as Many
 
 import torch
 
-from gpu_daemon.engine.sequence import Logprob, Sampled, Sequence
+from gpu_daemon.engine.sequence import Logprob, Sampled, Sampling, Sequence
 
 _MASK = (1 << 64) - 1
 # A temperature below this picks the likeliest token: dividing by it would leave the range of float32.
 _COLDEST = 1e-5
+_FEW = 1024
 
 
 def uniform(seed: int, choice: int, index: int) -> float:
@@ -35,7 +36,7 @@ def _mix(z: int) -> int:
 
 def sample(logits: torch.Tensor, sequences: Many[Sequence]) -> list[Sampled]:
     """`logits` is [rows, vocabulary]; row i belongs to sequences[i]."""
-    if all(sequence.sampling.plain_greedy for sequence in sequences):
+    if all(sequence.sampling.plain_greedy and sequence.grammar is None for sequence in sequences):
         return [Sampled(token_id) for token_id in logits.argmax(-1).tolist()]
     logits = logits.float()
     adjusted = torch.stack([_adjust(row, sequence) for row, sequence in zip(logits, sequences, strict=True)])
@@ -47,9 +48,9 @@ def sample(logits: torch.Tensor, sequences: Many[Sequence]) -> list[Sampled]:
 
 
 def _adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    """Penalties over what was generated, as OpenAI defines them, and logit_bias. Leaves `row` as it is."""
+    """Penalties over what was generated, as OpenAI defines them, logit_bias, and the grammar. Leaves `row` as it is."""
     s = sequence.sampling
-    if not (s.logit_bias or s.presence_penalty or s.frequency_penalty):
+    if not (sequence.grammar or s.logit_bias or s.presence_penalty or s.frequency_penalty):
         return row
     row = row.clone()
     counts = Counter(sequence.generated)
@@ -59,48 +60,79 @@ def _adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
         row[ids] -= s.presence_penalty + s.frequency_penalty * times
     for token_id, bias in s.logit_bias:
         row[token_id] += bias
+    if sequence.grammar is not None:
+        row[~torch.from_numpy(sequence.grammar.allowed()).to(row.device)] = float("-inf")
     return row
 
 
 def _draw(rows: torch.Tensor, sequences: Many[Sequence]) -> list[int]:
-    greedy: list[int] = rows.argmax(-1).tolist()
-    return [
-        greedy[i] if sequence.sampling.temperature < _COLDEST else _draw_one(rows[i], sequence)
-        for i, sequence in enumerate(sequences)
-    ]
+    """One token a row. Rows are independent of each other: what is done together gives what each would give alone."""
+    tokens: list[int] = rows.argmax(-1).tolist()
+    drawn = [i for i, sequence in enumerate(sequences) if sequence.sampling.temperature >= _COLDEST]
+    whole = [i for i in drawn if not _narrows(sequences[i].sampling)]
+    for batch, draw in ((whole, _draw_whole), ([i for i in drawn if i not in whole], _draw_narrowed)):
+        if batch:
+            chosen = draw(_probabilities(rows[batch], [sequences[i] for i in batch]), [sequences[i] for i in batch])
+            for i, token in zip(batch, chosen, strict=True):
+                tokens[i] = token
+    return tokens
 
 
-def _draw_one(row: torch.Tensor, sequence: Sequence) -> int:
-    s = sequence.sampling
-    noise = uniform(s.seed, sequence.choice, sequence.index)
-    probabilities = torch.softmax(row / s.temperature, -1)
-    if s.top_p >= 1 and not s.top_k and not s.min_p:
-        return _invert(probabilities, noise)
-    ordered, ids = probabilities.sort(descending=True, stable=True)
-    kept = ids[: _kept(ordered, s.top_p, s.top_k, s.min_p)]
-    # Drawn in the vocabulary's order: in the sorted one, two tokens that trade places by a rounding error of another
-    # batch would move every draw after them.
-    remaining = torch.zeros_like(probabilities)
-    remaining[kept] = probabilities[kept]
-    return _invert(remaining, noise)
+def _narrows(s: Sampling) -> bool:
+    return s.top_p < 1 or bool(s.top_k) or bool(s.min_p)
 
 
-def _kept(ordered: torch.Tensor, top_p: float, top_k: int, min_p: float) -> int:
+def _probabilities(rows: torch.Tensor, sequences: Many[Sequence]) -> torch.Tensor:
+    temperatures = torch.tensor([sequence.sampling.temperature for sequence in sequences], device=rows.device)
+    return torch.softmax(rows / temperatures[:, None], -1)
+
+
+def _draw_whole(probabilities: torch.Tensor, sequences: Many[Sequence]) -> list[int]:
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    return _invert(cumulative, sequences)
+
+
+def _draw_narrowed(probabilities: torch.Tensor, sequences: Many[Sequence]) -> list[int]:
+    """From the likeliest few of each row, put into the vocabulary's order: in order of likelihood, two tokens that trade
+    places by a rounding error of another batch would move every draw after them."""
+    ordered, ids = _likeliest(probabilities, sequences)
+    kept = torch.tensor([_kept(row, s.sampling) for row, s in zip(ordered, sequences, strict=True)], device=ids.device)
+    beyond = torch.arange(ordered.shape[1], device=ids.device)[None] >= kept[:, None]
+    ids, places = ids.masked_fill(beyond, probabilities.shape[1]).sort(-1)
+    cumulative = ordered.masked_fill(beyond, 0).gather(-1, places).cumsum(-1, dtype=torch.float64)
+    chosen = _invert(cumulative, sequences)
+    return [int(row[place]) for row, place in zip(ids.cpu(), chosen, strict=True)]
+
+
+def _likeliest(probabilities: torch.Tensor, sequences: Many[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """The likeliest tokens, in order: as few as surely hold what every row keeps, since sorting a vocabulary is slow."""
+    few = min(_FEW, probabilities.shape[1])
+    ordered, ids = probabilities.topk(few)
+    if few == probabilities.shape[1] or all(_kept(row, s.sampling) < few for row, s in zip(ordered, sequences, strict=True)):
+        return ordered, ids
+    return probabilities.sort(descending=True, stable=True)
+
+
+def _kept(ordered: torch.Tensor, s: Sampling) -> int:
     """How many of the likeliest tokens stay; one at least."""
-    keep = len(ordered) if not top_k else min(top_k, len(ordered))
-    if top_p < 1:
+    keep = min(s.top_k or len(ordered), len(ordered))
+    if s.top_p < 1:
         before = ordered.cumsum(-1, dtype=torch.float64) - ordered
-        keep = min(keep, int((before < top_p).sum()))
-    if min_p:
-        keep = min(keep, int((ordered >= min_p * ordered[0]).sum()))
+        keep = min(keep, int((before < s.top_p).sum()))
+    if s.min_p:
+        keep = min(keep, int((ordered >= s.min_p * ordered[0]).sum()))
     return max(1, keep)
 
 
-def _invert(probabilities: torch.Tensor, noise: float) -> int:
-    """The first index at which the cumulative probability passes `noise` of the whole."""
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    target = torch.tensor(noise, dtype=torch.float64, device=cumulative.device) * cumulative[-1]
-    return min(int(torch.searchsorted(cumulative, target, right=True)), len(probabilities) - 1)
+def _invert(cumulative: torch.Tensor, sequences: Many[Sequence]) -> list[int]:
+    """The first place in each row at which the cumulative probability passes the row's noise, times the whole."""
+    noise = [uniform(s.sampling.seed, s.choice, s.index) for s in sequences]
+    whole = cumulative[:, -1:].contiguous()
+    targets = torch.tensor(noise, dtype=torch.float64, device=cumulative.device)[:, None] * whole
+    # Not beyond the last token that has any probability: rounding must not draw what was ruled out.
+    last = torch.searchsorted(cumulative, whole)
+    places: list[int] = torch.minimum(torch.searchsorted(cumulative, targets, right=True), last)[:, 0].tolist()
+    return places
 
 
 def _logprob(row: torch.Tensor, token_id: int, sequence: Sequence) -> Logprob | None:

@@ -98,7 +98,8 @@ def rounds(sides: dict[str, AbstractContextManager[Target]], streams: list[int],
 
 def table(peer: str, streams: list[int], collected: list[dict[str, list[Result]]]) -> Table:
     drawn = Table(title=f"medians of {len(collected)} rounds, in turn")
-    for column in ("streams", "ours, tokens/s", f"{peer}, tokens/s", "ratio", "ours, first token p50", f"{peer}, first token p50"):
+    speeds_and_firsts = ("ours, tokens/s", f"{peer}, tokens/s", "ratio", "ours, first token p50", f"{peer}, first token p50")
+    for column in ("streams", *speeds_and_firsts):
         drawn.add_column(column, justify="right")
     for i, count in enumerate(streams):
         speeds = {name: statistics.median(r[name][i].tokens_per_second for r in collected) for name in ("ours", peer)}

@@ -90,7 +90,8 @@ async def measure(target: Target, pairs: int, words: int, conversations: int, co
     async with httpx.AsyncClient(timeout=600, headers=headers) as client:
         await ask(client, target, [_user("Hello")], 4)
         known, unknown = (statistics.median(side) for side in await second_turns(client, target, pairs, words))
-        console.print(f"second turn, first token: {known * 1000:.0f} ms cached, {unknown * 1000:.0f} ms not: {unknown / known:.1f}x")
+        ratio = unknown / known
+        console.print(f"second turn, first token: {known * 1000:.0f} ms cached, {unknown * 1000:.0f} ms not: {ratio:.1f}x")
         traces = await asyncio.gather(*(conversation(client, target, 6, seed) for seed in range(conversations)))
     everything = [turn for trace in traces for turn in trace]
     prompt, cached = sum(t.prompt_tokens for t in everything), sum(t.cached_tokens for t in everything)
