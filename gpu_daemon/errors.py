@@ -9,6 +9,10 @@ class InvalidCommand(DaemonError):
     """A command that can never succeed as sent."""
 
 
+class InvalidGrammar(InvalidCommand):
+    """A grammar that cannot be compiled here, or that a choice's tokens do not follow."""
+
+
 class ModelNotReady(DaemonError):
     """The model is not loaded here."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ import psutil
 
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.engine import Engine
+from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
 from gpu_daemon.engine.sequence import Delta
@@ -22,6 +24,7 @@ from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
 if TYPE_CHECKING:
     from gpu_daemon.runners.torch_runner import TorchRunner
 
+_LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
@@ -36,6 +39,7 @@ class Resident:
     error: str = ""
     runner: TorchRunner | None = None
     engine: Engine | None = None
+    grammars: GrammarCompiler | None = None  # None: the model's folder has no tokenizer
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
 
@@ -76,7 +80,9 @@ class Models:
 
         async with self._lock:
             try:
-                runner = await asyncio.to_thread(self._build, self._config.models_dir / resident.name, report)
+                folder = self._config.models_dir / resident.name
+                runner = await asyncio.to_thread(self._build, folder, report)
+                resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
             except LoadFailed as error:
                 await _change(resident, state="failed", error=str(error))
                 return
@@ -127,11 +133,20 @@ class Models:
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
 
 
+def _grammars(folder: Path, runner: TorchRunner) -> GrammarCompiler | None:
+    """Ids in, ids out holds without a tokenizer; only grammars need to know how tokens are spelled."""
+    try:
+        return GrammarCompiler(folder / "tokenizer.json", runner.vocab_size, runner.eos_ids)
+    except (OSError, ValueError) as error:
+        _LOG.warning("%s takes no grammars: its tokenizer cannot be read (%s)", folder.name, type(error).__name__)
+        return None
+
+
 def _stop(resident: Resident) -> None:
     if resident.engine is not None and resident.runner is not None:
         resident.engine.stop()
         resident.runner.close()
-    resident.engine = resident.runner = None
+    resident.engine = resident.runner = resident.grammars = None
 
 
 async def _until_idle(residents: list[Resident], grace_seconds: float) -> bool:

@@ -9,6 +9,8 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeAlias
 
 import grpc
@@ -16,7 +18,7 @@ import psutil
 
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.sequence import Delta, FinishReason, Logprob, Sampling, Sequence
-from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, LoadFailed, ModelNotReady, StaleEpoch
+from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, InvalidGrammar, LoadFailed, ModelNotReady, StaleEpoch
 from gpu_daemon.models import Models, Resident
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
@@ -25,6 +27,7 @@ MAX_MESSAGE_BYTES = 16 << 20
 MAX_CHOICES = 256
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
+COMPILERS = 2  # threads that compile grammars, beside the engines'
 OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -100,6 +103,8 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         self._loop = asyncio.get_running_loop()
         self._callers: dict[int, asyncio.Queue[pb.StepOutput]] = {}
         self._numbers = itertools.count(1)
+        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar")
+        self._compiling: dict[tuple[int, str, int], asyncio.Task[None]] = {}  # by caller, request and attempt
         self.models = Models(config, self._from_engine)
         self.draining = False
 
@@ -138,6 +143,8 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         finally:
             reader.cancel()
             del self._callers[caller]
+            for key in [key for key in self._compiling if key[0] == caller]:
+                self._compiling[key].cancel()
             for resident in self.models.residents.values():
                 if resident.engine is not None:
                     resident.engine.abort_caller(caller)
@@ -147,9 +154,11 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             if command.HasField("submit"):
                 self._submit(caller, command.submit)
             else:
-                self._abort(command.abort)
+                self._abort(caller, command.abort)
 
-    def _abort(self, abort: pb.Abort) -> None:
+    def _abort(self, caller: int, abort: pb.Abort) -> None:
+        if task := self._compiling.get((caller, abort.request_id, abort.attempt)):
+            task.cancel()
         for resident in self.models.residents.values():
             if resident.engine is not None:
                 resident.engine.abort(abort.request_id, abort.attempt)
@@ -163,16 +172,41 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             resident = self.models.ready(submit.model)
             sequences = _sequences(caller, submit, resident)
         except DaemonError as error:
-            code = _FAILURES[type(error)]
-            failed = [
-                Delta(caller, submit.request_id, submit.attempt, choice.index, len(choice.generated_ids),
-                      finish_reason=FinishReason.FAILED, error=code)
-                for choice in submit.choices
-            ]  # fmt: skip
-            self._route(0, failed)
+            self._refuse(caller, submit, error)
             return
-        assert resident.engine is not None
-        resident.engine.submit(sequences)
+        if not submit.sampling.grammar:
+            _start(resident, sequences)
+            return
+        key = (caller, submit.request_id, submit.attempt)
+        task = self._compiling[key] = asyncio.create_task(self._submit_constrained(caller, submit, resident, sequences))
+        task.add_done_callback(lambda _: self._compiling.pop(key, None))
+
+    async def _submit_constrained(
+        self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]
+    ) -> None:
+        """Compiles beside the event loop and the engine, so that others' commands and steps go on; then submits."""
+        try:
+            if resident.grammars is None:
+                raise InvalidGrammar("the model's folder has no tokenizer")
+            generated = [sequence.generated for sequence in sequences]
+            job = partial(resident.grammars.compile, submit.sampling.grammar, generated)
+            grammars = await self._loop.run_in_executor(self._compilers, job)
+            if resident.engine is None:
+                raise ModelNotReady(f"{resident.name} was unloaded")
+        except DaemonError as error:
+            self._refuse(caller, submit, error)
+            return
+        for sequence, grammar in zip(sequences, grammars, strict=True):
+            sequence.grammar = grammar
+        _start(resident, sequences)
+
+    def _refuse(self, caller: int, submit: pb.Submit, error: DaemonError) -> None:
+        failed = [
+            Delta(caller, submit.request_id, submit.attempt, choice.index, len(choice.generated_ids),
+                  finish_reason=FinishReason.FAILED, error=_FAILURES[type(error)])
+            for choice in submit.choices
+        ]  # fmt: skip
+        self._route(0, failed)
 
     # --- Status ---
 
@@ -245,10 +279,16 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
 
 _FAILURES: dict[type[DaemonError], str] = {
     InvalidCommand: "invalid_command",
+    InvalidGrammar: "invalid_grammar",
     ModelNotReady: "model_not_ready",
     StaleEpoch: "stale_epoch",
     Draining: "draining",
 }
+
+
+def _start(resident: Resident, sequences: list[Sequence]) -> None:
+    assert resident.engine is not None
+    resident.engine.submit(sequences)
 
 
 def _sequences(caller: int, submit: pb.Submit, resident: Resident) -> list[Sequence]:

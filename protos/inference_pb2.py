@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/inference.proto\x12\x0cinference.v1\"b\n\x07\x43ommand\x12&\n\x06submit\x18\x01 \x01(\x0b\x32\x14.inference.v1.SubmitH\x00\x12$\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x13.inference.v1.AbortH\x00\x42\t\n\x07\x63ommand\"\xca\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.inference.v1.Choice\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.inference.v1.SamplingParams\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\"B\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x15\n\rgenerated_ids\x18\x03 \x03(\r\"\x80\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05top_p\x18\x04 \x01(\x02\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\r\n\x05min_p\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12+\n\nlogit_bias\x18\t \x03(\x0b\x32\x17.inference.v1.LogitBias\x12\x14\n\x0ctop_logprobs\x18\n \x01(\x11\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\",\n\x05\x41\x62ort\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"G\n\nStepOutput\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12+\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1b.inference.v1.SequenceDelta\"\xf3\x01\n\rSequenceDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.inference.v1.TokenLogprob\x12\x31\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x1a.inference.v1.FinishReason\x12\x15\n\rcached_tokens\x18\x08 \x01(\r\x12\r\n\x05\x65rror\x18\t \x01(\t\"^\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12+\n\x03top\x18\x03 \x03(\x0b\x32\x1e.inference.v1.TokenAlternative\"5\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\")\n\x12WatchStatusRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xe5\x01\n\x0c\x44\x61\x65monStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x1a\n\x12memory_total_bytes\x18\x08 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\t \x01(\x04\x12)\n\x06models\x18\n \x03(\x0b\x32\x19.inference.v1.ModelStatus\"\xcd\x02\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.inference.v1.ModelState\x12\x10\n\x08progress\x18\x03 \x01(\x02\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\t \x01(\x04\x12\x16\n\x0ekv_blocks_free\x18\n \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x0b \x01(\x04\x12\x1c\n\x14prefill_ms_per_token\x18\x0c \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_ms_per_token\x18\r \x01(\x02\x12\x15\n\rforward_share\x18\x0e \x01(\x02\"0\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"/\n\x0cLoadProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x02\"D\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08grace_ms\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\x15\n\x13UnloadModelResponse\"/\n\x0c\x44rainRequest\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x1e\n\rDrainResponse\x12\r\n\x05\x65mpty\x18\x01 \x01(\x08*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x19\n\x15\x46INISH_REASON_EXPIRED\x10\x04\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x05*\x8c\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\xfb\x02\n\tGpuDaemon\x12>\n\x07\x45xecute\x12\x15.inference.v1.Command\x1a\x18.inference.v1.StepOutput(\x01\x30\x01\x12M\n\x0bWatchStatus\x12 .inference.v1.WatchStatusRequest\x1a\x1a.inference.v1.DaemonStatus0\x01\x12I\n\tLoadModel\x12\x1e.inference.v1.LoadModelRequest\x1a\x1a.inference.v1.LoadProgress0\x01\x12R\n\x0bUnloadModel\x12 .inference.v1.UnloadModelRequest\x1a!.inference.v1.UnloadModelResponse\x12@\n\x05\x44rain\x12\x1a.inference.v1.DrainRequest\x1a\x1b.inference.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16protos/inference.proto\x12\x0cinference.v1\"b\n\x07\x43ommand\x12&\n\x06submit\x18\x01 \x01(\x0b\x32\x14.inference.v1.SubmitH\x00\x12$\n\x05\x61\x62ort\x18\x02 \x01(\x0b\x32\x13.inference.v1.AbortH\x00\x42\t\n\x07\x63ommand\"\xca\x01\n\x06Submit\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\r\n\x05model\x18\x03 \x01(\t\x12%\n\x07\x63hoices\x18\x04 \x03(\x0b\x32\x14.inference.v1.Choice\x12.\n\x08sampling\x18\x05 \x01(\x0b\x32\x1c.inference.v1.SamplingParams\x12\x12\n\ntimeout_ms\x18\x06 \x01(\r\x12\x12\n\ncache_salt\x18\x07 \x01(\x0c\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\"B\n\x06\x43hoice\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\nprompt_ids\x18\x02 \x03(\r\x12\x15\n\rgenerated_ids\x18\x03 \x03(\r\"\x91\x02\n\x0eSamplingParams\x12\x12\n\nmax_tokens\x18\x01 \x01(\r\x12\x0c\n\x04seed\x18\x02 \x01(\x04\x12\x13\n\x0btemperature\x18\x03 \x01(\x02\x12\r\n\x05top_p\x18\x04 \x01(\x02\x12\r\n\x05top_k\x18\x05 \x01(\r\x12\r\n\x05min_p\x18\x06 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x07 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x08 \x01(\x02\x12+\n\nlogit_bias\x18\t \x03(\x0b\x32\x17.inference.v1.LogitBias\x12\x14\n\x0ctop_logprobs\x18\n \x01(\x11\x12\x12\n\nignore_eos\x18\x0b \x01(\x08\x12\x0f\n\x07grammar\x18\x0c \x01(\t\"+\n\tLogitBias\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0c\n\x04\x62ias\x18\x02 \x01(\x02\",\n\x05\x41\x62ort\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\"G\n\nStepOutput\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12+\n\x06\x64\x65ltas\x18\x02 \x03(\x0b\x32\x1b.inference.v1.SequenceDelta\"\xf3\x01\n\rSequenceDelta\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\r\x12\x0e\n\x06\x63hoice\x18\x03 \x01(\r\x12\x13\n\x0b\x66irst_index\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12,\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1a.inference.v1.TokenLogprob\x12\x31\n\rfinish_reason\x18\x07 \x01(\x0e\x32\x1a.inference.v1.FinishReason\x12\x15\n\rcached_tokens\x18\x08 \x01(\r\x12\r\n\x05\x65rror\x18\t \x01(\t\"^\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12+\n\x03top\x18\x03 \x03(\x0b\x32\x1e.inference.v1.TokenAlternative\"5\n\x10TokenAlternative\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\")\n\x12WatchStatusRequest\x12\x13\n\x0binterval_ms\x18\x01 \x01(\r\"\xe5\x01\n\x0c\x44\x61\x65monStatus\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0c\n\x04step\x18\x03 \x01(\x04\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65vice_name\x18\x05 \x01(\t\x12\x0c\n\x04mode\x18\x06 \x01(\t\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x1a\n\x12memory_total_bytes\x18\x08 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\t \x01(\x04\x12)\n\x06models\x18\n \x03(\x0b\x32\x19.inference.v1.ModelStatus\"\xcd\x02\n\x0bModelStatus\x12\r\n\x05model\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0e\x32\x18.inference.v1.ModelState\x12\x10\n\x08progress\x18\x03 \x01(\x02\x12\r\n\x05\x65rror\x18\x04 \x01(\t\x12\x15\n\rmax_model_len\x18\x05 \x01(\r\x12\x0f\n\x07running\x18\x06 \x01(\r\x12\x0f\n\x07waiting\x18\x07 \x01(\r\x12\x13\n\x0bmax_running\x18\x08 \x01(\r\x12\x17\n\x0fkv_blocks_total\x18\t \x01(\x04\x12\x16\n\x0ekv_blocks_free\x18\n \x01(\x04\x12\x14\n\x0cweight_bytes\x18\x0b \x01(\x04\x12\x1c\n\x14prefill_ms_per_token\x18\x0c \x01(\x02\x12\x1b\n\x13\x64\x65\x63ode_ms_per_token\x18\r \x01(\x02\x12\x15\n\rforward_share\x18\x0e \x01(\x02\"0\n\x10LoadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"/\n\x0cLoadProgress\x12\r\n\x05stage\x18\x01 \x01(\t\x12\x10\n\x08progress\x18\x02 \x01(\x02\"D\n\x12UnloadModelRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08grace_ms\x18\x02 \x01(\r\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\"\x15\n\x13UnloadModelResponse\"/\n\x0c\x44rainRequest\x12\x10\n\x08grace_ms\x18\x01 \x01(\r\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"\x1e\n\rDrainResponse\x12\r\n\x05\x65mpty\x18\x01 \x01(\x08*\xb1\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1b\n\x17\x46INISH_REASON_CANCELLED\x10\x03\x12\x19\n\x15\x46INISH_REASON_EXPIRED\x10\x04\x12\x18\n\x14\x46INISH_REASON_FAILED\x10\x05*\x8c\x01\n\nModelState\x12\x1b\n\x17MODEL_STATE_UNSPECIFIED\x10\x00\x12\x17\n\x13MODEL_STATE_LOADING\x10\x01\x12\x15\n\x11MODEL_STATE_READY\x10\x02\x12\x19\n\x15MODEL_STATE_UNLOADING\x10\x03\x12\x16\n\x12MODEL_STATE_FAILED\x10\x04\x32\xfb\x02\n\tGpuDaemon\x12>\n\x07\x45xecute\x12\x15.inference.v1.Command\x1a\x18.inference.v1.StepOutput(\x01\x30\x01\x12M\n\x0bWatchStatus\x12 .inference.v1.WatchStatusRequest\x1a\x1a.inference.v1.DaemonStatus0\x01\x12I\n\tLoadModel\x12\x1e.inference.v1.LoadModelRequest\x1a\x1a.inference.v1.LoadProgress0\x01\x12R\n\x0bUnloadModel\x12 .inference.v1.UnloadModelRequest\x1a!.inference.v1.UnloadModelResponse\x12@\n\x05\x44rain\x12\x1a.inference.v1.DrainRequest\x1a\x1b.inference.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protos.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=2118
-  _globals['_FINISHREASON']._serialized_end=2295
-  _globals['_MODELSTATE']._serialized_start=2298
-  _globals['_MODELSTATE']._serialized_end=2438
+  _globals['_FINISHREASON']._serialized_start=2135
+  _globals['_FINISHREASON']._serialized_end=2312
+  _globals['_MODELSTATE']._serialized_start=2315
+  _globals['_MODELSTATE']._serialized_end=2455
   _globals['_COMMAND']._serialized_start=40
   _globals['_COMMAND']._serialized_end=138
   _globals['_SUBMIT']._serialized_start=141
@@ -42,37 +42,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHOICE']._serialized_start=345
   _globals['_CHOICE']._serialized_end=411
   _globals['_SAMPLINGPARAMS']._serialized_start=414
-  _globals['_SAMPLINGPARAMS']._serialized_end=670
-  _globals['_LOGITBIAS']._serialized_start=672
-  _globals['_LOGITBIAS']._serialized_end=715
-  _globals['_ABORT']._serialized_start=717
-  _globals['_ABORT']._serialized_end=761
-  _globals['_STEPOUTPUT']._serialized_start=763
-  _globals['_STEPOUTPUT']._serialized_end=834
-  _globals['_SEQUENCEDELTA']._serialized_start=837
-  _globals['_SEQUENCEDELTA']._serialized_end=1080
-  _globals['_TOKENLOGPROB']._serialized_start=1082
-  _globals['_TOKENLOGPROB']._serialized_end=1176
-  _globals['_TOKENALTERNATIVE']._serialized_start=1178
-  _globals['_TOKENALTERNATIVE']._serialized_end=1231
-  _globals['_WATCHSTATUSREQUEST']._serialized_start=1233
-  _globals['_WATCHSTATUSREQUEST']._serialized_end=1274
-  _globals['_DAEMONSTATUS']._serialized_start=1277
-  _globals['_DAEMONSTATUS']._serialized_end=1506
-  _globals['_MODELSTATUS']._serialized_start=1509
-  _globals['_MODELSTATUS']._serialized_end=1842
-  _globals['_LOADMODELREQUEST']._serialized_start=1844
-  _globals['_LOADMODELREQUEST']._serialized_end=1892
-  _globals['_LOADPROGRESS']._serialized_start=1894
-  _globals['_LOADPROGRESS']._serialized_end=1941
-  _globals['_UNLOADMODELREQUEST']._serialized_start=1943
-  _globals['_UNLOADMODELREQUEST']._serialized_end=2011
-  _globals['_UNLOADMODELRESPONSE']._serialized_start=2013
-  _globals['_UNLOADMODELRESPONSE']._serialized_end=2034
-  _globals['_DRAINREQUEST']._serialized_start=2036
-  _globals['_DRAINREQUEST']._serialized_end=2083
-  _globals['_DRAINRESPONSE']._serialized_start=2085
-  _globals['_DRAINRESPONSE']._serialized_end=2115
-  _globals['_GPUDAEMON']._serialized_start=2441
-  _globals['_GPUDAEMON']._serialized_end=2820
+  _globals['_SAMPLINGPARAMS']._serialized_end=687
+  _globals['_LOGITBIAS']._serialized_start=689
+  _globals['_LOGITBIAS']._serialized_end=732
+  _globals['_ABORT']._serialized_start=734
+  _globals['_ABORT']._serialized_end=778
+  _globals['_STEPOUTPUT']._serialized_start=780
+  _globals['_STEPOUTPUT']._serialized_end=851
+  _globals['_SEQUENCEDELTA']._serialized_start=854
+  _globals['_SEQUENCEDELTA']._serialized_end=1097
+  _globals['_TOKENLOGPROB']._serialized_start=1099
+  _globals['_TOKENLOGPROB']._serialized_end=1193
+  _globals['_TOKENALTERNATIVE']._serialized_start=1195
+  _globals['_TOKENALTERNATIVE']._serialized_end=1248
+  _globals['_WATCHSTATUSREQUEST']._serialized_start=1250
+  _globals['_WATCHSTATUSREQUEST']._serialized_end=1291
+  _globals['_DAEMONSTATUS']._serialized_start=1294
+  _globals['_DAEMONSTATUS']._serialized_end=1523
+  _globals['_MODELSTATUS']._serialized_start=1526
+  _globals['_MODELSTATUS']._serialized_end=1859
+  _globals['_LOADMODELREQUEST']._serialized_start=1861
+  _globals['_LOADMODELREQUEST']._serialized_end=1909
+  _globals['_LOADPROGRESS']._serialized_start=1911
+  _globals['_LOADPROGRESS']._serialized_end=1958
+  _globals['_UNLOADMODELREQUEST']._serialized_start=1960
+  _globals['_UNLOADMODELREQUEST']._serialized_end=2028
+  _globals['_UNLOADMODELRESPONSE']._serialized_start=2030
+  _globals['_UNLOADMODELRESPONSE']._serialized_end=2051
+  _globals['_DRAINREQUEST']._serialized_start=2053
+  _globals['_DRAINREQUEST']._serialized_end=2100
+  _globals['_DRAINRESPONSE']._serialized_start=2102
+  _globals['_DRAINRESPONSE']._serialized_end=2132
+  _globals['_GPUDAEMON']._serialized_start=2458
+  _globals['_GPUDAEMON']._serialized_end=2837
 # @@protoc_insertion_point(module_scope)

@@ -11,10 +11,11 @@ from enum import IntEnum, StrEnum
 
 
 class FinishReason(StrEnum):
-    """Why one choice ended. `STOP` and `LENGTH` are successes and reach the client by these names."""
+    """Why one choice ended. The first three are successes and reach the client by these names."""
 
     STOP = "stop"
     LENGTH = "length"
+    TOOL_CALLS = "tool_calls"  # a STOP after which the client is to act
     CANCELLED = "cancelled"
     EXPIRED = "expired"
     FAILED = "failed"
@@ -54,6 +55,23 @@ class SamplingParams:
     top_logprobs: int | None = None  # None: no logprobs; 0: the chosen token's only
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
+    grammar: str = ""  # Lark that every choice must follow; empty: anything
+
+
+class Thought(StrEnum):
+    """Where a choice's text stands with the model's reasoning, which is between <think> and </think>."""
+
+    NONE = "none"
+    EXPECTED = "expected"  # the text may begin with <think>
+    BEGUN = "begun"  # the prompt ended with <think>
+
+
+@dataclass(frozen=True, slots=True)
+class OutputForm:
+    """How a choice's text is to be read before a client sees it."""
+
+    thought: Thought = Thought.NONE
+    tool_calls: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +87,7 @@ class InferenceRequest:
     model: str
     prompts: tuple[tuple[int, ...], ...]
     sampling: SamplingParams
+    form: OutputForm = OutputForm()
     n: int = 1
     priority: Priority = Priority.DEFAULT
     weight: float = 1.0  # the organization's fair share, relative to others
@@ -98,6 +117,7 @@ class Usage:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    reasoning_tokens: int = 0  # of the completion's
 
     @property
     def total_tokens(self) -> int:
@@ -183,8 +203,18 @@ class WorkerSnapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """A piece of one call. `id` and `name` come once, with its first piece."""
+
+    index: int
+    arguments: str = ""
+    id: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
-    """New text of one choice. `token_ids` may be longer than `text` shows: bytes of an unfinished character wait."""
+    """New text of one choice. `token_ids` may be longer than the text shows: bytes of an unfinished character wait."""
 
     choice: int
     first_index: int
@@ -192,6 +222,8 @@ class TextDelta:
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
     cached_tokens: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

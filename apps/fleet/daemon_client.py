@@ -205,6 +205,7 @@ def _sampling(request: InferenceRequest) -> pb.SamplingParams:
         logit_bias=[pb.LogitBias(token_id=token_id, bias=bias) for token_id, bias in s.logit_bias],
         top_logprobs=-1 if s.top_logprobs is None else s.top_logprobs,
         ignore_eos=s.ignore_eos,
+        grammar=s.grammar,
     )
 
 

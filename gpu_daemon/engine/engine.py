@@ -104,6 +104,8 @@ class Engine:
     def _append(self, sequence: Sequence, sampled: Sampled) -> Delta:
         index = sequence.index
         sequence.tokens.append(sampled.token_id)
+        if sequence.grammar is not None:
+            sequence.grammar.advance(sampled.token_id)
         reason = self._finish_reason(sequence, sampled.token_id)
         cached, sequence.reported = 0 if sequence.reported else sequence.cached, True
         if reason is not None:
@@ -118,10 +120,15 @@ class Engine:
             logprobs=() if sampled.logprob is None else (sampled.logprob,),
             finish_reason=reason,
             cached_tokens=cached,
+            error="grammar_failed" if reason is FinishReason.FAILED else "",
         )
 
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
+        if sequence.grammar is not None and sequence.grammar.failed:
+            return FinishReason.FAILED
         if token_id in self._runner.eos_ids and not sequence.sampling.ignore_eos:
+            return FinishReason.STOP
+        if sequence.grammar is not None and sequence.grammar.complete:
             return FinishReason.STOP
         return FinishReason.LENGTH if sequence.index >= sequence.sampling.max_tokens else None
 

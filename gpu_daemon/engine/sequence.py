@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gpu_daemon.engine.grammar import Grammar
 
 
 class FinishReason(Enum):
@@ -65,6 +69,7 @@ class Sequence:
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     learned: int = 0
+    grammar: Grammar | None = None  # None: anything may come next
 
     @property
     def generated(self) -> list[int]:

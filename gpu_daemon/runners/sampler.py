@@ -35,7 +35,7 @@ def _mix(z: int) -> int:
 
 def sample(logits: torch.Tensor, sequences: Many[Sequence]) -> list[Sampled]:
     """`logits` is [rows, vocabulary]; row i belongs to sequences[i]."""
-    if all(sequence.sampling.plain_greedy for sequence in sequences):
+    if all(sequence.sampling.plain_greedy and sequence.grammar is None for sequence in sequences):
         return [Sampled(token_id) for token_id in logits.argmax(-1).tolist()]
     logits = logits.float()
     adjusted = torch.stack([_adjust(row, sequence) for row, sequence in zip(logits, sequences, strict=True)])
@@ -47,9 +47,9 @@ def sample(logits: torch.Tensor, sequences: Many[Sequence]) -> list[Sampled]:
 
 
 def _adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
-    """Penalties over what was generated, as OpenAI defines them, and logit_bias. Leaves `row` as it is."""
+    """Penalties over what was generated, as OpenAI defines them, logit_bias, and the grammar. Leaves `row` as it is."""
     s = sequence.sampling
-    if not (s.logit_bias or s.presence_penalty or s.frequency_penalty):
+    if not (sequence.grammar or s.logit_bias or s.presence_penalty or s.frequency_penalty):
         return row
     row = row.clone()
     counts = Counter(sequence.generated)
@@ -59,6 +59,8 @@ def _adjust(row: torch.Tensor, sequence: Sequence) -> torch.Tensor:
         row[ids] -= s.presence_penalty + s.frequency_penalty * times
     for token_id, bias in s.logit_bias:
         row[token_id] += bias
+    if sequence.grammar is not None:
+        row[~torch.from_numpy(sequence.grammar.allowed()).to(row.device)] = float("-inf")
     return row
 
 

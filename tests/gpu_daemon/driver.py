@@ -36,7 +36,10 @@ def run_all(
             scheduler.advance(chunk)
             if chunk.samples:
                 sequence.tokens.append(next(results).token_id)
-                if sequence.index >= sequence.sampling.max_tokens:
+                if sequence.grammar is not None:
+                    sequence.grammar.advance(sequence.tokens[-1])
+                complete = sequence.grammar is not None and sequence.grammar.complete
+                if complete or sequence.index >= sequence.sampling.max_tokens:
                     scheduler.remove(sequence)
         cache.check_integrity()
     return [sequence.generated for sequence in sequences]
