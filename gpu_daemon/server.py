@@ -181,9 +181,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         task = self._compiling[key] = asyncio.create_task(self._submit_constrained(caller, submit, resident, sequences))
         task.add_done_callback(lambda _: self._compiling.pop(key, None))
 
-    async def _submit_constrained(
-        self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]
-    ) -> None:
+    async def _submit_constrained(self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]) -> None:
         """Compiles beside the event loop and the engine, so that others' commands and steps go on; then submits."""
         try:
             if resident.grammars is None:

@@ -20,7 +20,7 @@ from apps.accounts.models import User
 from apps.api import prepare
 from apps.api.errors import error_body
 from apps.api.json import parse_object
-from apps.api.render import failure, usage_body
+from apps.api.render import failure, said, usage_body
 from apps.api.schemas import ChatRequest, parse
 from apps.core.database import in_database
 from apps.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, ServiceError, Unauthenticated
@@ -235,7 +235,8 @@ def _parse_frame(text: str) -> dict[str, Any]:
 
 def _frame(event: Event) -> dict[str, Any]:
     if isinstance(event, TextDelta):
-        return {"type": "token", "choice": event.choice, "text": event.text, "tokens": len(event.token_ids)}
+        frame = {"type": "token", "choice": event.choice, "text": event.text, "tokens": len(event.token_ids)}
+        return {**said(event), **frame} if event.reasoning or event.tool_calls else frame
     if isinstance(event, ChoiceFinished):
         return {"type": "choice_finished", "choice": event.choice, "finish_reason": event.reason.value}
     return _finished_frame(event)

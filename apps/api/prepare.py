@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from django.conf import settings
 
+from apps.api.constraints import NamedTool
+from apps.api.grammar import AnswerForm, check
+from apps.api.messages import conversation
 from apps.api.schemas import ChatRequest, CompletionRequest, Sampling
 from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
-from apps.core.types import InferenceRequest, Principal, SamplingParams
+from apps.core.types import InferenceRequest, OutputForm, Principal, SamplingParams, Thought
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.fleet.tokenizers import ModelTokenizer, tokenizer_for
 
@@ -35,11 +39,56 @@ async def chat(body: ChatRequest, principal: Principal) -> Prepared:
     """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
     card = await find_model(body.model, principal)
     tokenizer = tokenizer_for(card.name)
-    characters = sum(len(message.text) for message in body.messages)
+    messages = conversation(body.messages)
+    tools = [tool.plain for tool in body.offered]
+    characters = sum(message.characters for message in body.messages) + len(json.dumps(tools))
     _require_room_for_text(characters, card, body)
-    messages = [message.plain for message in body.messages]
-    prompt = await _encode(lambda: tokenizer.encode_chat(messages), characters)
-    return _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, "chatcmpl")
+    thinking = _thinking(body, card, tokenizer)
+    prompt = await _encode(lambda: tokenizer.encode_chat(messages, tools, thinking), characters)
+    thought = tokenizer.thought_after(prompt, thinking)
+    grammar = await _grammar(body, tokenizer, thought)
+    prepared = _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, "chatcmpl")
+    sampling = replace(prepared.request.sampling, grammar=grammar)
+    form = OutputForm(thought, tool_calls=bool(tools))
+    return replace(prepared, request=replace(prepared.request, sampling=sampling, form=form))
+
+
+def _thinking(body: ChatRequest, card: ModelCard, tokenizer: ModelTokenizer) -> bool | None:
+    """What the chat template is told. Raises InvalidRequest for what the model cannot do."""
+    wanted = body.thinking
+    if wanted is None:
+        return None
+    param = "chat_template_kwargs.enable_thinking" if body.reasoning_effort is None else "reasoning_effort"
+    if wanted and not tokenizer.thinks:
+        raise InvalidRequest(f"{param}: {card.name} does not think.", code="unsupported_parameter", param=param)
+    if not wanted and tokenizer.thinks and not tokenizer.can_switch_thinking:
+        message = f"{param}: {card.name} thinks in any case."
+        raise InvalidRequest(message, code="unsupported_parameter", param=param)
+    return wanted if tokenizer.thinks else None
+
+
+async def _grammar(body: ChatRequest, tokenizer: ModelTokenizer, thought: Thought) -> str:
+    """What the answer must follow; empty for free text. Raises InvalidRequest for what cannot be enforced."""
+    schema = body.response_format.schema_to_follow if body.response_format else None
+    callable_tools = body.callable
+    form = AnswerForm(
+        schema=schema,
+        functions=[(tool.function.name, tool.function.schema_to_follow) for tool in callable_tools],
+        must_call=body.must_call,
+        parallel=body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool),
+        thought=thought,
+    )
+    if form.is_free:
+        return ""
+    if body.ignore_eos:
+        raise InvalidRequest(
+            "ignore_eos: an answer that follows a form ends with it.", code="unsupported_parameter", param="ignore_eos"
+        )
+    params = [] if schema is None else ["response_format.json_schema.schema"]
+    offered = list(body.tools or ())
+    params += [f"tools[{offered.index(tool)}].function.parameters" for tool in callable_tools]
+    await check(form, params)
+    return form.lark(tokenizer.tags)
 
 
 async def completion(body: CompletionRequest, principal: Principal) -> Prepared:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from apps.api.prepare import Prepared
-from apps.core.errors import Conflict, DeadlineExceeded, ServiceError, Unavailable
-from apps.core.types import ChoiceFinished, Event, Outcome, RequestFinished, TextDelta, TokenLogprob, Usage
+from apps.core.errors import Conflict, DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
+from apps.core.types import ChoiceFinished, Event, Outcome, RequestFinished, TextDelta, TokenLogprob, ToolCallDelta, Usage
 from apps.fleet.tokenizers import ModelTokenizer
 
 Body = dict[str, Any]
@@ -24,6 +24,8 @@ def failure(finished: RequestFinished) -> ServiceError | None:
         return DeadlineExceeded(message, code=code)
     if finished.outcome is Outcome.CANCELLED:
         return Conflict(message, code=code)
+    if code in ("invalid_grammar", "grammar_failed"):
+        return InvalidRequest("The answer's schema is too complex to be enforced.", code="invalid_schema")
     if code == "worker_lost":
         return Unavailable(message, code=code)
     return ServiceError(message, code=code)
@@ -35,7 +37,51 @@ def usage_body(usage: Usage) -> Body:
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def said(event: TextDelta) -> Body:
+    """What a delta adds to a message, by OpenAI's names; reasoning by both names that clients look for."""
+    delta: Body = {"reasoning_content": event.reasoning, "reasoning": event.reasoning} if event.reasoning else {}
+    if event.tool_calls:
+        delta["tool_calls"] = [_call_delta(call) for call in event.tool_calls]
+    return delta if delta and not event.text else {**delta, "content": event.text}
+
+
+def _call_delta(call: ToolCallDelta) -> Body:
+    """Id, type and name come once; clients would join what is repeated."""
+    if not call.id:
+        return {"index": call.index, "function": {"arguments": call.arguments}}
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"index": call.index, "id": call.id, "type": "function", "function": function}
+
+
+@dataclass(slots=True)
+class Said:
+    """All that one choice said."""
+
+    text: str = ""
+    reasoning: str = ""
+    calls: list[Body] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    reason: str = "stop"
+
+    def add(self, event: TextDelta) -> None:
+        self.text += event.text
+        self.reasoning += event.reasoning
+        self.logprobs.extend(event.logprobs)
+        for call in event.tool_calls:
+            if call.id:
+                self.calls.append({"id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}})
+            self.calls[call.index]["function"]["arguments"] += call.arguments
+
+    @property
+    def message(self) -> Body:
+        message: Body = {"role": "assistant", "content": self.text or (None if self.calls else ""), "refusal": None}
+        if self.reasoning:
+            message |= {"reasoning_content": self.reasoning, "reasoning": self.reasoning}
+        return {**message, "tool_calls": self.calls} if self.calls else message
 
 
 class Renderer:
@@ -67,22 +113,16 @@ class Renderer:
 
     def whole(self, events: Iterable[Event]) -> Body:
         """The body of an answer that is not streamed, from all its events."""
-        texts: defaultdict[int, list[str]] = defaultdict(list)
-        logprobs: defaultdict[int, list[TokenLogprob]] = defaultdict(list)
-        reasons: dict[int, str] = {}
+        said = [Said() for _ in range(self._prepared.request.num_choices)]
         usage = Usage()
         for event in events:
             if isinstance(event, TextDelta):
-                texts[event.choice].append(event.text)
-                logprobs[event.choice].extend(event.logprobs)
+                said[event.choice].add(event)
             elif isinstance(event, ChoiceFinished):
-                reasons[event.choice] = event.reason.value
+                said[event.choice].reason = event.reason.value
             else:
                 usage = event.usage
-        choices = [
-            self._whole_choice(i, "".join(texts[i]), logprobs[i], reasons.get(i, "stop"))
-            for i in range(self._prepared.request.num_choices)
-        ]
+        choices = [self._whole_choice(i, choice) for i, choice in enumerate(said)]
         return {**self._envelope, "object": self.object_name, "choices": choices, "usage": usage_body(usage)}
 
     def _chunk(self, choices: list[Body]) -> Body:
@@ -92,7 +132,7 @@ class Renderer:
     def _chunk_choice(self, event: TextDelta | ChoiceFinished) -> Body:
         raise NotImplementedError
 
-    def _whole_choice(self, index: int, text: str, logprobs: list[TokenLogprob], reason: str) -> Body:
+    def _whole_choice(self, index: int, said: Said) -> Body:
         raise NotImplementedError
 
     @property
@@ -113,13 +153,11 @@ class ChatRenderer(Renderer):
         if isinstance(event, ChoiceFinished):
             return {"index": event.choice, "delta": {}, "logprobs": None, "finish_reason": event.reason.value}
         logprobs = chat_logprobs(self._prepared.tokenizer, event.logprobs) if self._wants_logprobs else None
-        delta = {"content": event.text}
-        return {"index": event.choice, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+        return {"index": event.choice, "delta": said(event), "logprobs": logprobs, "finish_reason": None}
 
-    def _whole_choice(self, index: int, text: str, logprobs: list[TokenLogprob], reason: str) -> Body:
-        shown = chat_logprobs(self._prepared.tokenizer, logprobs) if self._wants_logprobs else None
-        message = {"role": "assistant", "content": text, "refusal": None}
-        return {"index": index, "message": message, "logprobs": shown, "finish_reason": reason}
+    def _whole_choice(self, index: int, said: Said) -> Body:
+        shown = chat_logprobs(self._prepared.tokenizer, said.logprobs) if self._wants_logprobs else None
+        return {"index": index, "message": said.message, "logprobs": shown, "finish_reason": said.reason}
 
 
 class CompletionRenderer(Renderer):
@@ -131,9 +169,9 @@ class CompletionRenderer(Renderer):
         logprobs = completion_logprobs(self._prepared.tokenizer, event.logprobs) if self._wants_logprobs else None
         return {"index": event.choice, "text": event.text, "logprobs": logprobs, "finish_reason": None}
 
-    def _whole_choice(self, index: int, text: str, logprobs: list[TokenLogprob], reason: str) -> Body:
-        shown = completion_logprobs(self._prepared.tokenizer, logprobs) if self._wants_logprobs else None
-        return {"index": index, "text": text, "logprobs": shown, "finish_reason": reason}
+    def _whole_choice(self, index: int, said: Said) -> Body:
+        shown = completion_logprobs(self._prepared.tokenizer, said.logprobs) if self._wants_logprobs else None
+        return {"index": index, "text": said.text, "logprobs": shown, "finish_reason": said.reason}
 
 
 def chat_logprobs(tokenizer: ModelTokenizer, entries: Iterable[TokenLogprob]) -> Body:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import math
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
+from apps.api.constraints import Effort, NamedTool, ResponseFormat, TemplateOptions, Tool, ToolChoice, Tools
+from apps.api.messages import Message
+from apps.api.strict import Number, Strict, Text, invalid
 from apps.core.errors import InvalidRequest
 from apps.core.types import Priority
 
@@ -15,44 +18,9 @@ MAX_LOGIT_BIAS = 1024
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_PROMPTS = 32
+_UNION_MEMBERS = frozenset({"str", "list", "TextPart", "NamedTool"})
 # Accepted and without effect here; docs/api.md lists them.
-IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "parallel_tool_calls", "verbosity"})
-
-
-def _no_nul(value: Any) -> Any:
-    if isinstance(value, str) and "\0" in value:
-        raise ValueError("holds a NUL character")
-    if isinstance(value, str) and ("\ue0f0" in value or "\ue0f1" in value):
-        raise ValueError("holds U+E0F0 or U+E0F1, which are reserved here")
-    return value
-
-
-Text = Annotated[str, BeforeValidator(_no_nul)]
-Number = Annotated[float, Field(allow_inf_nan=False, strict=False)]
-
-
-class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-
-class TextPart(Strict):
-    type: Literal["text"]
-    text: Text
-
-
-class Message(Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)]
-    name: str | None = Field(None, max_length=64)
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
-
-    @property
-    def plain(self) -> dict[str, str]:
-        """As chat templates read it; `developer` is another name of `system`."""
-        return {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "verbosity"})
 
 
 class StreamOptions(Strict):
@@ -101,9 +69,9 @@ class Sampling(Strict):
         biases = []
         for key, bias in (self.logit_bias or {}).items():
             if not (key.isascii() and key.isdigit() and int(key) < vocab_size):
-                raise _invalid(f"logit_bias: {key[:20]!r} is not a token id of this model.", "logit_bias")
+                raise invalid(f"logit_bias: {key[:20]!r} is not a token id of this model.", "logit_bias")
             if not -100 <= bias <= 100 or not math.isfinite(bias):
-                raise _invalid("logit_bias: values are between -100 and 100.", "logit_bias")
+                raise invalid("logit_bias: values are between -100 and 100.", "logit_bias")
             biases.append((int(key), bias))
         return tuple(biases)
 
@@ -113,6 +81,12 @@ class ChatRequest(Sampling):
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: Effort | None = None
+    chat_template_kwargs: TemplateOptions | None = None
 
     @property
     def token_limit(self) -> int | None:
@@ -123,9 +97,43 @@ class ChatRequest(Sampling):
         """How many alternatives to report; None is no logprobs. Raises InvalidRequest for top_logprobs alone."""
         if not self.logprobs:
             if self.top_logprobs is not None:
-                raise _invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
+                raise invalid("top_logprobs needs logprobs to be true.", "top_logprobs")
             return None
         return self.top_logprobs or 0
+
+    @property
+    def offered(self) -> list[Tool]:
+        """The tools that the model may call. Raises InvalidRequest for a choice that the tools do not offer."""
+        tools, choice = self.tools or [], self.tool_choice
+        names = [tool.function.name for tool in tools]
+        if len(set(names)) < len(names):
+            raise invalid("tools: each function has a name of its own.", "tools")
+        if choice not in (None, "none", "auto") and not tools:
+            raise invalid("tool_choice: needs tools.", "tool_choice")
+        if isinstance(choice, NamedTool) and choice.function.name not in names:
+            raise invalid(f"tool_choice: {choice.function.name} is not one of tools.", "tool_choice")
+        return [] if choice == "none" else tools
+
+    @property
+    def callable(self) -> list[Tool]:
+        """Of the tools that the model is shown, those it may call now."""
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        return [tool for tool in self.offered if named in (None, tool.function.name)]
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def thinking(self) -> bool | None:
+        """Whether the model is to think; None leaves it to the model. Raises InvalidRequest for a contradiction."""
+        asked = self.chat_template_kwargs.enable_thinking if self.chat_template_kwargs else None
+        if self.reasoning_effort is None:
+            return asked
+        wanted = self.reasoning_effort != "none"
+        if asked is not None and asked != wanted:
+            raise invalid("reasoning_effort: contradicts chat_template_kwargs.enable_thinking.", "reasoning_effort")
+        return wanted
 
 
 TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -178,7 +186,7 @@ def _from_pydantic(error: ValidationError) -> InvalidRequest:
         return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
     if problem["type"] == "missing":
         return InvalidRequest(f"{param} is required.", code="missing_required_parameter", param=param)
-    return _invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)
+    return invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -187,10 +195,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in ("str", "list", "TextPart"):
+        elif part.isidentifier() and part not in _UNION_MEMBERS:
             path += f".{part}" if path else part
     return path
-
-
-def _invalid(message: str, param: str) -> InvalidRequest:
-    return InvalidRequest(message, code="invalid_value", param=param)

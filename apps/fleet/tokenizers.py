@@ -12,9 +12,11 @@ from django.conf import settings
 from tokenizers import Tokenizer
 
 from apps.core.errors import InvalidRequest, Unavailable
+from apps.core.types import Thought
 from apps.fleet.chat_template import ChatTemplate
 
 LONG_CHARACTERS = 4_000
+_TAIL_TOKENS = 12  # more than <think> and a line break are ever spelled with
 _REPLACEMENT = "\ufffd"
 
 
@@ -48,6 +50,7 @@ class ModelTokenizer:
         self._tokenizer = _tokenizer(folder / "tokenizer.json")
         added = self._tokenizer.get_added_tokens_decoder()
         self._specials: dict[str, int] = {token.content: i for i, token in added.items() if token.special}
+        self.tags = frozenset(token.content for token in added.values() if not token.special)
         self.special_ids = frozenset(self._specials.values())
 
     def encode(self, text: str) -> list[int]:
@@ -59,15 +62,33 @@ class ModelTokenizer:
         ids: list[int] = found.ids
         return ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+    def encode_chat(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), thinking: bool | None = None
+    ) -> list[int]:
         """Ids of a conversation up to where the assistant speaks. Raises InvalidRequest for what the template refuses."""
         ids: list[int] = []
-        for piece in self._template.pieces(messages):
+        for piece in self._template.pieces(messages, tools, thinking):
             if isinstance(piece, int):
                 ids.append(piece)
             else:
                 ids += self.encode(piece)
         return ids
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the model reasons before it answers: its vocabulary has the tags and its template uses them."""
+        return {"<think>", "</think>"} <= self.tags and self._template.knows_thinking
+
+    @property
+    def can_switch_thinking(self) -> bool:
+        return self.thinks and self._template.can_switch_thinking
+
+    def thought_after(self, prompt: Sequence[int], thinking: bool | None) -> Thought:
+        """Where the answer to a prompt stands with the model's reasoning; `thinking` is what the prompt was made with."""
+        if not self.thinks or thinking is False:
+            return Thought.NONE
+        end = b"".join(map(self.token_bytes, prompt[-_TAIL_TOKENS:]))
+        return Thought.BEGUN if end.rstrip().endswith(b"<think>") else Thought.EXPECTED
 
     @cached_property
     def _template(self) -> ChatTemplate:

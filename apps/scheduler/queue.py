@@ -47,6 +47,7 @@ class Emission:
     attempt: int
     cached_tokens: int
     deltas: tuple[tuple[int, int, int, str], ...]
+    reasoning_tokens: int = 0
 
 
 async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, workers: int) -> tuple[str, int]:
@@ -81,7 +82,7 @@ async def lease(redis: Redis, *, lane: str, worker: str, max_sequences: int, lim
 
 async def emit(redis: Redis, emissions: Sequence[Emission]) -> list[str]:
     """Publishes one step. Returns the ids whose lease is no longer ours."""
-    items = [[e.request_id, e.attempt, e.cached_tokens, e.deltas] for e in emissions]
+    items = [[e.request_id, e.attempt, e.cached_tokens, e.deltas, e.reasoning_tokens] for e in emissions]
     refused: list[str] = await _EMIT(redis, keys=[], args=[settings.ENV.lease_ms, json.dumps(items)])
     return refused
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from apps.core.types import ChoiceFinished, Event, FinishReason, SequenceDelta, TextDelta
 from apps.scheduler.codec import encode_event
+from apps.scheduler.output import OutputParser, Parts
 from apps.scheduler.queue import Emission, Lease
 from apps.scheduler.text import ChoiceText, Decoder
 
@@ -18,6 +19,8 @@ class RunningRequest:
         self.lease = lease
         request = lease.request
         self.texts = [ChoiceText(new_decoder(), request.sampling.stop) for _ in range(request.num_choices)]
+        call_id = f"call_{request.id.rpartition('-')[2]}"
+        self._parsers = [OutputParser(request.form, f"{call_id}{i}") for i in range(request.num_choices)]
         self.generated: list[list[int]] = [[] for _ in self.texts]
         self.open = set(range(request.num_choices))
         for event in log:
@@ -30,20 +33,25 @@ class RunningRequest:
     def _replay(self, event: Event) -> None:
         if isinstance(event, TextDelta):
             self.generated[event.choice].extend(event.token_ids)
-            self.texts[event.choice].push(event.token_ids)
+            self._parsers[event.choice].push(self.texts[event.choice].push(event.token_ids).text)
         elif isinstance(event, ChoiceFinished):
             self.open.discard(event.choice)
 
     def apply(self, deltas: Iterable[SequenceDelta]) -> Emission:
         """What to publish for one step's deltas. A failed delta publishes nothing: the caller decides what follows."""
         rows: list[tuple[int, int, int, str]] = []
-        cached = 0
+        cached = reasoning = 0
         for delta in deltas:
             if delta.choice not in self.open or delta.finish_reason in _ABNORMAL:
                 continue
             cached += delta.cached_tokens
-            rows.extend(self._apply(delta))
-        return Emission(self.id, self.lease.attempt, cached, tuple(rows))
+            parser = self._parsers[delta.choice]
+            thought_before = parser.is_thinking
+            added = tuple(self._apply(delta))
+            if thought_before or parser.is_thinking:
+                reasoning += sum(count for _, _, count, _ in added)
+            rows.extend(added)
+        return Emission(self.id, self.lease.attempt, cached, tuple(rows), reasoning)
 
     def _apply(self, delta: SequenceDelta) -> Iterable[tuple[int, int, int, str]]:
         text = self.texts[delta.choice]
@@ -52,13 +60,18 @@ class RunningRequest:
         if reason is not None and not shown.stopped:
             last = text.flush()
             visible, reason = visible + last.text, FinishReason.STOP if last.stopped else reason
+        parts = self._parsers[delta.choice].push(visible, at_end=reason is not None)
         ids = delta.token_ids[: shown.tokens]
-        if ids or visible:
+        if ids or parts != Parts():
             logprobs = delta.logprobs[: shown.tokens]
-            event = TextDelta(delta.choice, delta.first_index, ids, visible, logprobs, delta.cached_tokens)
+            event = TextDelta(
+                delta.choice, delta.first_index, ids, parts.content, logprobs, delta.cached_tokens, parts.reasoning, parts.calls
+            )
             yield delta.choice, delta.first_index, len(ids), encode_event(event)
         if reason is not None:
             self.open.discard(delta.choice)
+            if reason is FinishReason.STOP and self._parsers[delta.choice].num_calls:
+                reason = FinishReason.TOOL_CALLS
             yield delta.choice, delta.first_index + len(ids), 0, encode_event(ChoiceFinished(delta.choice, reason))
 
 

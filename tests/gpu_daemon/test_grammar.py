@@ -28,7 +28,7 @@ PERSON = {
 
 
 def lark(schema: dict[str, Any]) -> str:
-    return f'start: %json {json.dumps({"x-guidance": {"whitespace_flexible": False}, **schema})}'
+    return f"start: %json {json.dumps({'x-guidance': {'whitespace_flexible': False}, **schema})}"
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +47,20 @@ def runner(smollm2):
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
-    kind = rng.choice(["string", "integer", "number", "boolean", "null", "enum", *(["object", "array", "anyOf"] * 2 if depth else [])])
+    kind = rng.choice(
+        ["string", "integer", "number", "boolean", "null", "enum", *(["object", "array", "anyOf"] * 2 if depth else [])]
+    )
     if kind == "string":
-        return rng.choice([{"type": "string", "maxLength": rng.randint(0, 9)}, {"type": "string", "pattern": "^[a-c]{1,4}-\\d{2}$"}])
+        return rng.choice(
+            [{"type": "string", "maxLength": rng.randint(0, 9)}, {"type": "string", "pattern": "^[a-c]{1,4}-\\d{2}$"}]
+        )
     if kind == "integer":
         low = rng.randint(-1000, 1000)
         return {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 5000)}
     if kind == "number":
         return {"type": "number", "minimum": -3, "maximum": 99.5}
     if kind == "enum":
-        return {"enum": rng.sample(["a", "é\n\"", 1, 2.5, None, True, {"k": [1]}], rng.randint(1, 4))}
+        return {"enum": rng.sample(["a", 'é\n"', 1, 2.5, None, True, {"k": [1]}], rng.randint(1, 4))}
     if kind == "object":
         names = rng.sample(["a", "b c", 'q"', "né", "d\\", "e"], rng.randint(0, 4))
         properties = {name: random_schema(rng, depth - 1) for name in names}
@@ -123,7 +127,9 @@ def test_a_token_against_the_grammar_fails_it_and_raises_nothing(compiler, token
     grammar.allowed()
 
 
-@pytest.mark.parametrize("source", ["", "start: nothing", "start: %json {", 'start: "x', lark(REFUSED["refers to a file"]), "x" * 300_000])
+@pytest.mark.parametrize(
+    "source", ["", "start: nothing", "start: %json {", 'start: "x', lark(REFUSED["refers to a file"]), "x" * 300_000]
+)
 def test_what_cannot_be_compiled_is_refused(compiler, source: str) -> None:
     with pytest.raises(InvalidGrammar):
         compiler.compile(source, [[]])

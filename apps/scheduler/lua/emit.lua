@@ -1,7 +1,8 @@
 -- Publishes what one engine step produced for many requests, and renews their leases.
 -- A delta is taken only from the attempt that holds the lease and only at the next index of its choice, so no token is
 -- lost, doubled or written by a worker that lost the request.
--- ARGV: lease_ms, JSON [[id, attempt, cached_tokens, [[choice, first_index, count, payload], ...]], ...]
+-- ARGV: lease_ms, JSON [[id, attempt, cached_tokens, [[choice, first_index, count, payload], ...],
+--   reasoning_tokens], ...]
 -- Returns the ids that were refused: their engine work is void.
 local now, refused = now_ms(), {}
 for _, item in ipairs(cjson.decode(ARGV[2])) do
@@ -29,6 +30,7 @@ for _, item in ipairs(cjson.decode(ARGV[2])) do
       append_event(id, delta[4])
     end
     if item[3] > 0 then redis.call('HSET', key, 'cached_tokens', item[3]) end
+    if item[5] > 0 then redis.call('HINCRBY', key, 'reasoning_tokens', item[5]) end
   end
 end
 return refused

@@ -7,7 +7,10 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
   end
   local started = tonumber(r.attempt) > 0
   local prompt = started and tonumber(r.prompt_tokens) or 0
-  local usage = { prompt_tokens = prompt, completion_tokens = generated, cached_tokens = tonumber(r.cached_tokens or 0) }
+  local usage = {
+    prompt_tokens = prompt, completion_tokens = generated, cached_tokens = tonumber(r.cached_tokens or 0),
+    reasoning_tokens = tonumber(r.reasoning_tokens or 0),
+  }
   if r.state == 'waiting' then
     leave_lane(r)
   else

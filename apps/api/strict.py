@@ -1,0 +1,30 @@
+"""What every body's schema is made of."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from apps.core.errors import InvalidRequest
+
+
+def _no_nul(value: Any) -> Any:
+    if isinstance(value, str) and "\0" in value:
+        raise ValueError("holds a NUL character")
+    if isinstance(value, str) and ("\ue0f0" in value or "\ue0f1" in value):
+        raise ValueError("holds U+E0F0 or U+E0F1, which are reserved here")
+    return value
+
+
+Text = Annotated[str, BeforeValidator(_no_nul)]
+Number = Annotated[float, Field(allow_inf_nan=False, strict=False)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def invalid(message: str, param: str) -> InvalidRequest:
+    return InvalidRequest(message, code="invalid_value", param=param)
