@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 Schema = dict[str, Any]
+_LETTERS = "abcdefghijklmnop"
 
 
 def _nested(depth: int) -> Schema:
@@ -41,9 +42,9 @@ REFUSED: dict[str, Schema] = {
     "a million repetitions": {"type": "string", "pattern": "^(a{1000}){1000}$"},
     "2,000 brackets": {"type": "string", "pattern": "(" * 400 + "a+" + ")" * 400},
     "thousand optional letters": {"type": "string", "pattern": "^" + "a?" * 450 + "[ab]{5000}{300}$"},
-    "sixteen patterns at once": {"allOf": [{"type": "string", "pattern": f".*{c}.{{{i}}}$"} for i, c in enumerate("abcdefghijklmnop")]},
+    "sixteen patterns at once": {"allOf": [{"type": "string", "pattern": f".*{c}.{{{i}}}$"} for i, c in enumerate(_LETTERS)]},
     "sixteen patterns in a row": {
-        "$defs": {f"d{i}": {"pattern": f".*{c}.{{{i}}}$", "$ref": f"#/$defs/d{i + 1}"} for i, c in enumerate("abcdefghijklmnop")}
+        "$defs": {f"d{i}": {"pattern": f".*{c}.{{{i}}}$", "$ref": f"#/$defs/d{i + 1}"} for i, c in enumerate(_LETTERS)}
         | {"d16": {"type": "string"}},
         "$ref": "#/$defs/d0",
     },

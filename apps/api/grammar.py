@@ -37,6 +37,7 @@ _LIMITS = LLParserLimits(
     verbose_errors=False,
 )
 _THREADS = 2
+_PROBES = 4
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _ANY = r"/(?s:.*)/"
 _UNSUPPORTED = re.compile(r"Unimplemented keys: \[([^\]]{1,200})\]")
@@ -179,12 +180,20 @@ def _compile_all(form: AnswerForm, schemas: Sequence[tuple[str, Schema]]) -> Non
 
 def _compile(tokenizer: LLTokenizer, lark: str, param: str) -> None:
     matcher = LLMatcher(tokenizer, lark, log_level=0, limits=_LIMITS)
-    if not matcher.is_error():
-        matcher.compute_logit_bias()  # some limits are met only by the first step
+    _walk_into(matcher)
     if matcher.is_error():
         raise _refusal(param, _reason(matcher.get_error()))
     if matcher.is_stopped() and not matcher.is_accepting():
         raise _refusal(param, "nothing fits it")
+
+
+def _walk_into(matcher: LLMatcher) -> None:
+    """A few steps along the grammar: some limits, and dead ends, are met only there."""
+    for _ in range(_PROBES):
+        if matcher.is_stopped():  # errors too
+            return
+        allowed = matcher.compute_logit_bias()
+        matcher.consume_token(max(allowed.rfind(b"\xc8", 0, 256), 0))
 
 
 def _reason(problem: str) -> str:

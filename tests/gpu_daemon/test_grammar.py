@@ -19,6 +19,9 @@ from tests.gpu_daemon.driver import make_sequence, run_all
 from tests.hostile_schemas import HARMLESS, REFUSED
 
 VOCABULARY, EOS = 49_152, 2
+LEAVES = ["string", "integer", "number", "boolean", "null", "enum"]
+BRANCHES = ["object", "array", "anyOf"] * 2
+SOURCES = ["", "start: nothing", "start: %json {", 'start: "x', "x" * 300_000]
 PERSON = {
     "type": "object",
     "properties": {"name": {"type": "string", "maxLength": 12}, "age": {"type": "integer", "minimum": 0, "maximum": 150}},
@@ -47,13 +50,9 @@ def runner(smollm2):
 
 
 def random_schema(rng: random.Random, depth: int = 3) -> dict[str, Any]:
-    kind = rng.choice(
-        ["string", "integer", "number", "boolean", "null", "enum", *(["object", "array", "anyOf"] * 2 if depth else [])]
-    )
+    kind = rng.choice([*LEAVES, *(BRANCHES if depth else [])])
     if kind == "string":
-        return rng.choice(
-            [{"type": "string", "maxLength": rng.randint(0, 9)}, {"type": "string", "pattern": "^[a-c]{1,4}-\\d{2}$"}]
-        )
+        return {"type": "string", **rng.choice([{"maxLength": rng.randint(0, 9)}, {"pattern": "^[a-c]{1,4}-\\d{2}$"}])}
     if kind == "integer":
         low = rng.randint(-1000, 1000)
         return {"type": "integer", "minimum": low, "maximum": low + rng.randint(0, 5000)}
@@ -127,9 +126,7 @@ def test_a_token_against_the_grammar_fails_it_and_raises_nothing(compiler, token
     grammar.allowed()
 
 
-@pytest.mark.parametrize(
-    "source", ["", "start: nothing", "start: %json {", 'start: "x', lark(REFUSED["refers to a file"]), "x" * 300_000]
-)
+@pytest.mark.parametrize("source", [*SOURCES, lark(REFUSED["refers to a file"])], ids=range(len(SOURCES) + 1))
 def test_what_cannot_be_compiled_is_refused(compiler, source: str) -> None:
     with pytest.raises(InvalidGrammar):
         compiler.compile(source, [[]])
