@@ -19,7 +19,7 @@ def _no_nul(value: Any) -> Any:
 
 Text = Annotated[str, BeforeValidator(_no_nul)]
 Number = Annotated[float, Field(allow_inf_nan=False, strict=False)]
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}\Z")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 
 class Strict(BaseModel):

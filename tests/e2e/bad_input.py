@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.hostile_schemas import REFUSED
+
 
 @dataclass(frozen=True)
 class Bad:
@@ -72,7 +74,6 @@ FIELDS = [
     Bad("a peer's field", 400, "unsupported_parameter", "chat_template", body={"chat_template": "{{ 1 }}"}),
     Bad("read-only field", 400, "unsupported_parameter", "cost", body={"cost": 0}),
     Bad("best_of", 400, "unsupported_parameter", "best_of", body={"best_of": 2}),
-    Bad("tools", 400, "unsupported_parameter", "tools", body={"tools": []}),
     Bad("unknown model", 404, "model_not_found", "model", body={"model": "gpt-5"}),
     Bad("path as model", 404, "model_not_found", "model", body={"model": "../../etc/passwd"}),
     Bad("10 KiB model", 404, "model_not_found", "model", body={"model": "m" * 10_000}),
@@ -112,4 +113,59 @@ FIELDS = [
     value("image", code="unsupported_parameter", param="messages[0].content[0].image_url",
           messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://169.254.169.254/"}}]}]),
 ]  # fmt: skip
-BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS]
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+NAMED = {"type": "function", "function": {"name": "g"}}
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+SCHEMA = "response_format.json_schema.schema"
+
+
+def schema(name: str, wanted: Any) -> Bad:
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": wanted}}
+    return value(name, code="invalid_schema", param=SCHEMA, response_format=form)
+
+
+FORMS = [
+    value("no tools", param="tools", tools=[]),
+    value("129 tools", param="tools", tools=[TOOL] * 129),
+    value("two tools of one name", param="tools", tools=[TOOL, TOOL]),
+    value("custom tool", param="tools[0].type", tools=[{**TOOL, "type": "custom"}]),
+    value("tool's name", param="tools[0].function.name", tools=[{"type": "function", "function": {"name": "a b"}}]),
+    value("no function", code="missing_required_parameter", param="tools[0].function", tools=[{"type": "function"}]),
+    value("unknown field of a tool", code="unsupported_parameter", param="tools[0].function.code",
+          tools=[{"type": "function", "function": {"name": "f", "code": "x"}}]),
+    value("tool's schema", code="invalid_schema", param="tools[1].function.parameters",
+          tools=[TOOL, {"type": "function", "function": {"name": "g", "parameters": {"type": "object", "properties": 5}}}]),
+    value("arguments that are no object", code="invalid_schema", param="tools[0].function.parameters",
+          tools=[{"type": "function", "function": {"name": "g", "parameters": {"type": "string"}}}]),
+    value("choice without tools", param="tool_choice", tool_choice="required"),
+    value("choice of nothing", param="tool_choice", tools=[TOOL], tool_choice="any"),
+    value("choice of another", param="tool_choice", tools=[TOOL], tool_choice=NAMED),
+    value("format", param="response_format.type", response_format={"type": "yaml"}),
+    value("format without a schema", param="response_format.json_schema", response_format={"type": "json_schema"}),
+    value("schema without its type", param="response_format.json_schema",
+          response_format={"type": "json_object", "json_schema": {"name": "x", "schema": {}}}),
+    value("schema without a name", code="missing_required_parameter", param="response_format.json_schema.name",
+          response_format={"type": "json_schema", "json_schema": {"schema": {}}}),
+    value("form and ignore_eos", code="unsupported_parameter", param="ignore_eos", ignore_eos=True,
+          response_format={"type": "json_object"}),
+    *(schema(f"schema: {name}", wanted) for name, wanted in REFUSED.items()),
+    value("a model that does not think", code="unsupported_parameter", param="chat_template_kwargs.enable_thinking",
+          chat_template_kwargs={"enable_thinking": True}),
+    value("effort without thought", code="unsupported_parameter", param="reasoning_effort", reasoning_effort="low"),
+    value("effort", param="reasoning_effort", reasoning_effort="heroic"),
+    value("effort against itself", param="reasoning_effort", reasoning_effort="none",
+          chat_template_kwargs={"enable_thinking": True}),
+    value("other options of the template", code="unsupported_parameter", param="chat_template_kwargs.tools",
+          chat_template_kwargs={"tools": []}),
+    value("result of no call", param="messages[1].tool_call_id",
+          messages=[USER, {"role": "tool", "tool_call_id": "c1", "content": "x"}]),
+    value("result without an id", param="messages[1].tool_call_id", messages=[USER, {"role": "tool", "content": "x"}]),
+    value("calls of the user", param="messages[0].tool_calls", messages=[{**USER, "tool_calls": [CALL]}]),
+    value("thoughts of the user", param="messages[0].reasoning_content", messages=[{**USER, "reasoning_content": "x"}]),
+    value("call without an id", code="missing_required_parameter", param="messages[1].tool_calls[0].id",
+          messages=[USER, {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL["function"]}]}]),
+    value("answer of nothing", param="messages[1].content", messages=[USER, {"role": "assistant", "content": None}]),
+    Bad("completions have no tools", 400, "unsupported_parameter", "tools", endpoint="/v1/completions",
+        body={"messages": None, "prompt": "x", "tools": [TOOL]}),
+]  # fmt: skip
+BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS, *FORMS]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import jsonschema
 import openai
 import pytest
 
@@ -121,6 +124,133 @@ def test_refusals_are_the_sdk_s_own_exceptions(client, fields, error, code) -> N
         ask(client, **fields)
     assert refusal.value.code == code
     assert refusal.value.request_id
+
+
+PERSON = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 20},
+        "age": {"type": "integer", "minimum": 0, "maximum": 150},
+        "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+    },
+    "required": ["name", "age", "tags"],
+    "additionalProperties": False,
+}
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "The weather in a city",
+            "parameters": {
+                "type": "object",
+                "properties": {"city": {"type": "string", "maxLength": 30}, "unit": {"enum": ["celsius", "fahrenheit"]}},
+                "required": ["city"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    {"type": "function", "function": {"name": "get_time"}},
+]
+WEATHER = {"type": "function", "function": {"name": "get_weather"}}
+ASK = [{"role": "user", "content": "What is the weather in Paris?"}]
+
+
+def as_schema(strict: bool | None) -> dict:
+    return {"type": "json_schema", "json_schema": {"name": "person", "schema": PERSON, "strict": strict}}
+
+
+@pytest.mark.parametrize("strict", [True, False, None])
+@pytest.mark.parametrize("temperature", [0, 1.5])
+def test_a_json_schema_is_followed(client, strict, temperature) -> None:
+    options = {"response_format": as_schema(strict), "temperature": temperature, "seed": 3, "n": 2, "max_tokens": 200}
+    for choice in ask(client, **options).choices:
+        assert choice.finish_reason == "stop"
+        jsonschema.validate(json.loads(choice.message.content), PERSON)
+
+
+def test_a_json_schema_is_followed_in_a_stream(client) -> None:
+    chunks = list(ask(client, response_format=as_schema(True), stream=True, max_tokens=200, seed=1))
+    jsonschema.validate(json.loads("".join(chunk.choices[0].delta.content or "" for chunk in chunks)), PERSON)
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_any_json_object_and_what_is_cut_short(client) -> None:
+    whole = ask(client, response_format={"type": "json_object"}, temperature=0, max_tokens=400).choices[0]
+    if whole.finish_reason == "stop":
+        assert isinstance(json.loads(whole.message.content), dict)
+    cut = ask(client, response_format=as_schema(True), max_tokens=3).choices[0]
+    assert cut.finish_reason == "length"
+    assert cut.message.content.startswith("{")
+
+
+def test_plain_text_is_a_format_too(client) -> None:
+    assert "Paris" in ask(client, response_format={"type": "text"}, temperature=0).choices[0].message.content
+
+
+@pytest.mark.parametrize("choice", ["required", WEATHER])
+def test_a_call_that_must_be_is_made(client, choice) -> None:
+    options = {"tools": TOOLS, "tool_choice": choice, "parallel_tool_calls": False, "max_tokens": 120}
+    answer = ask(client, messages=ASK, temperature=0, **options).choices[0]
+    assert answer.finish_reason == "tool_calls"
+    assert answer.message.content is None
+    (call,) = answer.message.tool_calls
+    assert call.id.startswith("call_")
+    arguments = json.loads(call.function.arguments)
+    if call.function.name == "get_weather":
+        jsonschema.validate(arguments, TOOLS[0]["function"]["parameters"])
+    else:
+        assert choice == "required"
+        assert arguments == {}
+
+
+def test_streamed_calls_have_their_name_once_and_arguments_in_pieces(client) -> None:
+    options = {"tools": TOOLS, "tool_choice": WEATHER, "max_tokens": 120, "temperature": 0}
+    whole = ask(client, messages=ASK, **options).choices[0].message.tool_calls[0]
+    chunks = list(ask(client, messages=ASK, stream=True, **options))
+    pieces = [piece for chunk in chunks for piece in chunk.choices[0].delta.tool_calls or []]
+    assert [(piece.id is not None, piece.type, piece.function.name) for piece in pieces[:2]] == [
+        (True, "function", "get_weather"), (False, None, None),
+    ]  # fmt: skip
+    assert {piece.index for piece in pieces} == {0}
+    assert all(piece.id is None and piece.function.name is None for piece in pieces[1:])
+    assert len(pieces) > 3
+    assert "".join(piece.function.arguments for piece in pieces) == whole.function.arguments
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == ""
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_the_sdk_s_own_accumulator_puts_a_stream_together(client) -> None:
+    options = {"model": MODEL, "messages": ASK, "tools": TOOLS, "tool_choice": WEATHER, "max_tokens": 120}
+    with client.chat.completions.stream(**options) as stream:
+        choice = stream.get_final_completion().choices[0]
+    (call,) = choice.message.tool_calls
+    jsonschema.validate(json.loads(call.function.arguments), TOOLS[0]["function"]["parameters"])
+    assert choice.finish_reason == "tool_calls"
+
+
+def test_a_model_may_answer_in_words_and_must_where_there_is_no_choice(client) -> None:
+    for choice in ("auto", "none"):
+        answer = ask(client, tools=TOOLS, tool_choice=choice, temperature=0, max_tokens=60).choices[0]
+        assert answer.message.content or answer.message.tool_calls
+        for call in answer.message.tool_calls or []:
+            assert call.function.name in ("get_weather", "get_time")
+        assert choice == "auto" or not answer.message.tool_calls
+
+
+def test_the_result_of_a_call_goes_back_to_the_model(client) -> None:
+    first = ask(client, messages=ASK, tools=TOOLS, tool_choice=WEATHER, max_tokens=120).choices[0].message
+    result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "Sunny, 21 degrees."}
+    answer = ask(client, messages=[*ASK, first, result], temperature=0)
+    plain = ask(client, messages=ASK, temperature=0)
+    assert answer.choices[0].message.content
+    assert answer.usage.prompt_tokens > plain.usage.prompt_tokens + 20
+
+
+def test_a_model_that_does_not_think_says_so_in_its_usage(client) -> None:
+    answer = ask(client, reasoning_effort="none", extra_body={"chat_template_kwargs": {"enable_thinking": False}})
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+    assert not hasattr(answer.choices[0].message, "reasoning_content")
 
 
 def test_fields_without_meaning_here_are_accepted(client) -> None:
