@@ -42,6 +42,30 @@ def text_of(frames: list[dict]) -> str:
     return "".join(frame["text"] for frame in frames if frame["type"] == "token")
 
 
+CITY = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {**CITY, "additionalProperties": False}}}
+
+
+def pieces_of(frames: list[dict]) -> list[dict]:
+    return [piece for frame in frames for piece in frame.get("tool_calls", ())]
+
+
+async def test_a_call_is_streamed_and_goes_on_on_another_socket(stack: RunningStack) -> None:
+    request = {**BODY, "tools": [TOOL], "tool_choice": "required", "parallel_tool_calls": False, "max_tokens": 80}
+    async with socket(stack) as connection:
+        await send(connection, type="start", id="a", request=request)
+        whole = await until(connection, "finished")
+        first = [frame for frame in whole if frame.get("event_id", 99) <= 20]
+        await send(connection, type="resume", id="b", request_id=whole[0]["request_id"], after=20)
+        rest = await until(connection, "finished")
+    pieces = pieces_of(whole)
+    assert (pieces[0]["type"], pieces[0]["function"]["name"]) == ("function", "get_weather")
+    assert set(json.loads("".join(piece["function"]["arguments"] for piece in pieces))) == {"city"}
+    assert pieces_of(first) + pieces_of(rest) == pieces
+    assert whole[-2]["finish_reason"] == "tool_calls"
+    assert text_of(whole) == ""
+
+
 async def test_two_requests_stream_over_one_socket(stack: RunningStack) -> None:
     async with socket(stack) as connection:
         for name in ("a", "b"):

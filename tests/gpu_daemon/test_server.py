@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import grpc
 import pytest
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as bpe
 
 from apps.core.types import FinishReason, InferenceRequest, SamplingParams, StepOutput
 from apps.fleet.daemon_client import DaemonClient, DaemonError
@@ -17,6 +20,7 @@ from gpu_daemon.config import DaemonConfig
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 from tests.gpu_daemon.conftest import make_tiny
+from tests.hostile_schemas import REFUSED
 from tests.services import free_port
 
 TOKEN = "t" * 32
@@ -26,6 +30,11 @@ TOKEN = "t" * 32
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     make_tiny(folder / "tiny", "llama")
+    alphabet = ["<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(bpe.BPE(vocab={character: place for place, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<eos>", "<bos>"])
+    tokenizer.save(str(folder / "tiny" / "tokenizer.json"))
     return folder
 
 
@@ -126,6 +135,70 @@ async def test_a_bad_submit_fails_alone(models, change: dict, error: str) -> Non
             found = await collect(stream, ends=2)
     assert (found["bad"][0].finish_reason, found["bad"][0].error) == (FinishReason.FAILED, error)
     assert found["good"][-1].finish_reason is FinishReason.LENGTH
+
+
+def token_ids(deltas: list) -> list[int]:
+    return [token_id for delta in deltas for token_id in delta.token_ids]
+
+
+async def test_a_grammar_is_kept_to_its_end_and_when_resumed(models) -> None:
+    letters = {2 + sorted(pre_tokenizers.ByteLevel.alphabet()).index(letter) for letter in "abcd"}
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("whole", max_tokens=50, grammar="start: /[abcd]{9}/"))
+            await submit(stream, request("cut", max_tokens=4, grammar="start: /[abcd]{9}/"))
+            found = await collect(stream, ends=2)
+            whole = token_ids(found["whole"])
+            await submit(stream, request("rest", max_tokens=50, grammar="start: /[abcd]{9}/"), generated=whole[:5])
+            rest = (await collect(stream))["rest"]
+    assert len(whole) == 9
+    assert set(whole) <= letters
+    assert found["whole"][-1].finish_reason is FinishReason.STOP
+    assert found["cut"][-1].finish_reason is FinishReason.LENGTH
+    assert token_ids(rest) == whole[5:]
+
+
+@pytest.mark.parametrize(
+    "grammar", ["nonsense", "start: missing", 'start: %json {"$ref": "file:///etc/passwd"}', "x" * 300_000]
+)
+async def test_a_grammar_that_is_none_fails_alone(models, grammar: str) -> None:
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("bad", grammar=grammar))
+            await submit(stream, request("good"))
+            found = await collect(stream, ends=2)
+    assert found["bad"][-1].error == "invalid_grammar"
+    assert found["good"][-1].finish_reason is FinishReason.LENGTH
+
+
+async def test_a_grammar_that_takes_long_holds_nobody_up_and_can_be_aborted(models) -> None:
+    slow = f"start: %json {json.dumps(REFUSED['sixteen patterns at once'])}"
+    async with daemon(models) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("slow", grammar=slow))
+            await submit(stream, request("aborted", grammar=slow))
+            await stream.abort("aborted", 1)
+            await submit(stream, request("good", max_tokens=20))
+            ended: list[str] = []
+            async for step in stream:
+                ended += [delta.request_id for delta in step.deltas if delta.finish_reason]
+                if "slow" in ended:
+                    break
+    assert ended == ["good", "slow"]
+
+
+async def test_a_grammar_needs_a_tokenizer(models, tmp_path) -> None:
+    make_tiny(tmp_path / "tiny", "llama")
+    async with daemon(tmp_path) as (client, _):
+        await ready(client)
+        async with client.execute() as stream:
+            await submit(stream, request("bound", grammar='start: "a"'))
+            assert (await collect(stream))["bound"][0].error == "invalid_grammar"
+            await submit(stream, request("free"))
+            assert (await collect(stream))["free"][-1].finish_reason is FinishReason.LENGTH
 
 
 async def test_unknown_models_epochs_and_names(models) -> None:
