@@ -175,7 +175,8 @@ def _compile_all(form: AnswerForm, schemas: Sequence[tuple[str, Schema]]) -> Non
     bytes_only = LLTokenizer("byte")
     for param, schema in schemas:
         _compile(bytes_only, f"start: {_json(schema)}", param)
-    _compile(bytes_only, form.lark(), schemas[0][0].partition(".")[0].partition("[")[0])
+    if len(schemas) > 1:
+        _compile(bytes_only, form.lark(), schemas[0][0].partition(".")[0].partition("[")[0])
 
 
 def _compile(tokenizer: LLTokenizer, lark: str, param: str) -> None:
@@ -192,7 +193,7 @@ def _walk_into(matcher: LLMatcher) -> None:
     for _ in range(_PROBES):
         if matcher.is_stopped():  # errors too
             return
-        allowed = matcher.compute_logit_bias()
+        allowed = matcher.compute_logit_bias()  # a byte a token: 200 where it may come next
         matcher.consume_token(max(allowed.rfind(b"\xc8", 0, 256), 0))
 
 

@@ -153,15 +153,12 @@ def test_a_hostile_grammar_ends_or_goes_on_soon(compiler, name: str) -> None:
 
 def test_a_model_keeps_to_its_grammar_beside_others_that_have_none(runner, compiler, tokenizer) -> None:
     prompt = tokenizer.encode("Describe a person as JSON: ").ids
-    options = {"max_tokens": 60, "ignore_eos": False}
-    for temperature in (0.0, 1.5):
-        plain = make_sequence(prompt, temperature=temperature, **options)
-        (alone,) = run_all(runner, [plain])
-        free = make_sequence(prompt, temperature=temperature, **options)
-        bound = [make_sequence(prompt, temperature=temperature, seed=i, **options) for i in range(3)]
-        for sequence, grammar in zip(bound, compiler.compile(lark(PERSON), [[]] * 3), strict=True):
-            sequence.grammar = grammar
-        together = run_all(runner, [free, *bound])
-        assert together[0] == alone
-        for ids in together[1:]:
-            jsonschema.validate(json.loads(tokenizer.decode(ids)), PERSON)
+    options = {"max_tokens": 40, "ignore_eos": False, "temperature": 1.5}
+    (alone,) = run_all(runner, [make_sequence(prompt, **options)])
+    bound = [make_sequence(prompt, seed=seed, **options) for seed in range(2)]
+    for sequence, grammar in zip(bound, compiler.compile(lark(PERSON), [[], []]), strict=True):
+        sequence.grammar = grammar
+    free, *together = run_all(runner, [make_sequence(prompt, **options), *bound])
+    assert free == alone
+    for ids in together:
+        jsonschema.validate(json.loads(tokenizer.decode(ids)), PERSON)
