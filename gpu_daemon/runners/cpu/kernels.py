@@ -376,8 +376,16 @@ def _attend(s: Shape, step: Step, cache_at: int, layer: int, operation: int, scr
 # --- The whole ---
 
 
-# Compiled once a machine: the cache looks at this file alone, so after a change of vector.py touch this one too.
-@njit(nogil=True, error_model="numpy", cache=True)
+def _compile_once(function: Any) -> Any:
+    """Compiled once a machine, where numba finds a folder to write to; else at each start. The cache lies beside the code and
+    looks at this file alone: after a change of vector.py touch this one too."""
+    try:
+        return njit(nogil=True, error_model="numpy", cache=True)(function)
+    except RuntimeError:
+        return _jit(function)
+
+
+@_compile_once
 def forward(s: Shape, w: Weights, step: Step, cache_at: int, scratch: np.ndarray) -> None:
     """One step; every thread of the team calls it, with a scratch of its own. `cache_at` is the cache's address."""
     attended = s.heads * s.head_dim
