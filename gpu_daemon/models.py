@@ -107,7 +107,7 @@ class Models:
             threads=config.threads,
             int8=config.int8,
         )
-        runner = TorchRunner(folder, options, report)
+        runner = TorchRunner.load(folder, options, report)
         runner.warm()
         return runner
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
@@ -19,10 +19,12 @@ from gpu_daemon.engine.kv_store import BlockCosts
 from gpu_daemon.engine.sequence import Chunk, Sampled, Sampling, Sequence
 from gpu_daemon.errors import LoadFailed
 from gpu_daemon.runners.batch import make_batch
-from gpu_daemon.runners.cpu.decoder import CpuDecoder
 from gpu_daemon.runners.sampler import sample
 from gpu_daemon.runners.torch_decoder import TorchDecoder
 from gpu_daemon.runners.weights import Decoder, take_decoder
+
+if TYPE_CHECKING:
+    from gpu_daemon.runners.cpu.decoder import CpuDecoder
 
 ARCHITECTURES = {
     "LlamaForCausalLM": transformers.LlamaForCausalLM,
@@ -50,28 +52,36 @@ class RunnerOptions:
 class TorchRunner:
     """One model on one device."""
 
-    def __init__(self, folder: Path, options: RunnerOptions, report: Report) -> None:
-        """Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
-        config = _read_config(folder)
-        report("reading", 0.1)
-        self.device = torch.device(options.device)
-        model = _load(folder, config, self.device)
+    def __init__(self, model: transformers.PreTrainedModel, eos_ids: frozenset[int], options: RunnerOptions) -> None:
+        """Takes the weights out of `model`, which is of no use afterwards. Raises LoadFailed when the cache has no room."""
         text = model.config.get_text_config()
+        self.device = torch.device(options.device)
         self.max_model_len = min(options.max_model_len, int(text.max_position_embeddings))
         self.vocab_size = int(text.vocab_size)
-        self.eos_ids = _eos_ids(folder, config)
+        self.eos_ids = eos_ids
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        report("building", 0.5)
         decoder = take_decoder(model, self.max_model_len)
         self._sections = len(decoder.sections)
         self.blocks = _blocks(decoder, options.kv_bytes, self.max_model_len)
         self._decode = self._make(decoder, options)
         self.block_tokens, self.block_bytes = self._decode.block_tokens, self._decode.block_bytes
-        self.prefill_ms_per_token = self.decode_ms_per_token = self.forward_ms = 0.0
+        self.prefill_ms_per_token = self.decode_ms_per_token = self.restore_ms = self.forward_ms = 0.0
+
+    @classmethod
+    def load(cls, folder: Path, options: RunnerOptions, report: Report) -> TorchRunner:
+        """From a model's folder. Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
+        config = _read_config(folder)
+        report("reading", 0.1)
+        model = _load(folder, config, torch.device(options.device))
+        report("building", 0.5)
+        runner = cls(model, _eos_ids(folder, config), options)
         report("warming", 0.9)
+        return runner
 
     def _make(self, decoder: Decoder, options: RunnerOptions) -> CpuDecoder | TorchDecoder:
         if self.device.type == "cpu" and options.compiled:
+            from gpu_daemon.runners.cpu.decoder import CpuDecoder  # a GPU's host need not have a compiler
+
             threads = options.threads or psutil.cpu_count(logical=False) or 1
             return CpuDecoder(decoder, blocks=self.blocks, length=self.max_model_len, threads=threads, int8=options.int8)
         return TorchDecoder(decoder, blocks=self.blocks, length=self.max_model_len)

@@ -41,7 +41,7 @@ print(speed)
 
 def ours(folder: Path, threads: int, *, int8: bool) -> float:
     """Tokens a second after the first, by the daemon's own scheduler and runner."""
-    runner = TorchRunner(folder, RunnerOptions("cpu", 2048, kv_bytes=2**30, threads=threads, int8=int8), lambda *_: None)
+    runner = TorchRunner.load(folder, RunnerOptions("cpu", 2048, kv_bytes=2**30, threads=threads, int8=int8), lambda *_: None)
     prompt = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(PROMPT).ids
     for _ in range(2):
         scheduler = StepScheduler(KvCache(runner.blocks, runner.block_tokens), 512, 1)

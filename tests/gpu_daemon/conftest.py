@@ -63,7 +63,7 @@ def make_tiny(folder: Path, kind: str) -> Path:
 def make_runner(folder: Path, **options) -> TorchRunner:
     set_threads(2)
     defaults = {"device": "cpu", "max_model_len": 512, "kv_bytes": 2**28, "threads": 2}
-    return TorchRunner(folder, RunnerOptions(**{**defaults, **options}), lambda *_: None)
+    return TorchRunner.load(folder, RunnerOptions(**{**defaults, **options}), lambda *_: None)
 
 
 @pytest.fixture(scope="session", params=sorted(TINY))
