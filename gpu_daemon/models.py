@@ -113,7 +113,8 @@ class Models:
 
     def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
-        store = KvStore(self.host_memory, name, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
+        weights = f"{name}@{_written(self._config.models_dir / name)}"
+        store = KvStore(self.host_memory, weights, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
         cache = KvCache(runner.blocks, runner.block_tokens, store)
         return StepScheduler(cache, self._config.step_tokens, self._config.max_sequences)
 
@@ -140,6 +141,11 @@ def _grammars(folder: Path, runner: TorchRunner) -> GrammarCompiler | None:
     except (OSError, ValueError) as error:
         _LOG.warning("%s takes no grammars: its tokenizer cannot be read (%s)", folder.name, type(error).__name__)
         return None
+
+
+def _written(folder: Path) -> int:
+    """When the folder's weights were last written: what other weights computed is of no use to these."""
+    return max(path.stat().st_mtime_ns for path in folder.glob("*.safetensors"))
 
 
 def _stop(resident: Resident) -> None:

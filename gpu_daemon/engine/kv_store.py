@@ -59,12 +59,6 @@ class HostMemory:
             self._touch(key)
             return self._kept[key].data
 
-    def drop_model(self, model: str) -> None:
-        """Forgets everything of a model, as when its weights change."""
-        with self._lock:
-            for key in [key for key in self._kept if key[0] == model]:
-                self._drop(key)
-
     def _touch(self, key: Key) -> None:
         kept = self._kept[key]
         kept.rank = self._floor + kept.worth

@@ -114,7 +114,7 @@ def test_a_cached_beginning_changes_no_token(tiny_folder) -> None:
 def test_a_seed_draws_the_same_alone_among_others_and_resumed(tiny_folder) -> None:
     runner = make_runner(tiny_folder)
     options = {"temperature": 1.0, "top_p": 0.95, "seed": 11, "max_tokens": 10, "frequency_penalty": 0.5}
-    prompt, *others = random_prompts(8)
+    prompt, *others = random_prompts(32)
     (alone,) = run_all(runner, [make_sequence(prompt, **options)])
     crowd = [make_sequence(p, temperature=1.0, seed=i) for i, p in enumerate(others)]
     assert run_all(runner, [make_sequence(prompt, **options), *crowd])[0] == alone
