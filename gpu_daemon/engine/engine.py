@@ -1,10 +1,16 @@
-"""The engine of one model: a thread that plans, runs and applies, step after step."""
+"""The engine of one model: a thread that plans, runs and applies, step after step.
+
+`EngineThread` is what every engine has: its inbox, and the one exit of a sequence. `Engine` is continuous batching;
+static_engine.py has the other one.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
 from queue import Empty, SimpleQueue
@@ -15,8 +21,8 @@ from gpu_daemon.engine.step_scheduler import StepScheduler
 
 _LOG = logging.getLogger(__name__)
 _SMOOTHING = 0.1
-_IDLE_SECONDS = 0.2
-_MEASURABLE_TOKENS = 32  # fewer tell more about the step's overhead than about a token
+IDLE_SECONDS = 0.2
+MEASURABLE_TOKENS = 32  # fewer tell more about the step's overhead than about a token
 
 
 class Runner(Protocol):
@@ -31,19 +37,30 @@ class Runner(Protocol):
 Deliver = Callable[[int, list[Delta]], None]  # step, deltas; called once a step, from the engine's thread
 
 
-class Engine:
-    """Owns its sequences. Every method but `_loop`'s may be called from any thread: they only put into the inbox."""
+class Book(Protocol):
+    """Who runs and who waits."""
 
-    def __init__(self, name: str, runner: Runner, scheduler: StepScheduler, deliver: Deliver) -> None:
-        self._runner = runner
+    max_sequences: int
+    running: list[Sequence]
+    waiting: deque[Sequence]
+
+    def sequences(self) -> list[Sequence]: ...
+
+    def remove(self, sequence: Sequence) -> None: ...
+
+
+class EngineThread(ABC):
+    """Owns its sequences. The public methods may be called from any thread: they only put into the inbox."""
+
+    def __init__(self, name: str, eos_ids: frozenset[int], scheduler: Book, deliver: Deliver, load: Load) -> None:
+        self._eos_ids = eos_ids
         self._scheduler = scheduler
         self._deliver = deliver
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ended: list[Delta] = []
         self._stopping = False
         self.max_sequences = scheduler.max_sequences
-        self.load = Load(tokens_total=scheduler.cache.max_tokens, tokens_free=scheduler.cache.max_tokens)
-        self._step_began = 0.0  # 0 after a pause
+        self.load = load
         self._thread = threading.Thread(target=self._loop, name=f"engine {name}", daemon=True)
         self._thread.start()
 
@@ -68,38 +85,16 @@ class Engine:
     def _stop(self) -> None:
         self._stopping = True
         self._end_where(lambda _: True)
-        self._scheduler.cache.save_all()
 
     # --- The loop ---
 
     def _loop(self) -> None:
         while not self._stopping:
-            self._read_inbox()
-            self._expire()
-            chunks = self._scheduler.plan()
-            self._measure_share(bool(chunks))
-            self._report(self._run(chunks) if chunks else [])
+            self._turn()
 
-    def _run(self, chunks: list[Chunk]) -> list[Delta]:
-        started = time.perf_counter()
-        try:
-            sampled = self._runner.run(chunks)
-        except Exception as error:  # noqa: BLE001  Whatever a step dies of, only its sequences fail.
-            return self._fail(chunks, error)
-        deltas = self._apply(chunks, sampled)
-        self._measure(chunks, (time.perf_counter() - started) * 1000)
-        return deltas
-
-    def _apply(self, chunks: list[Chunk], sampled: list[Sampled]) -> list[Delta]:
-        """Advances every sequence; those that sampled get their token."""
-        results = iter(sampled)
-        deltas = []
-        for chunk in chunks:
-            sequence = chunk.sequence
-            self._scheduler.advance(chunk)
-            if chunk.samples:
-                deltas.append(self._append(sequence, next(results)))
-        return deltas
+    @abstractmethod
+    def _turn(self) -> None:
+        """Takes what the inbox has, and goes one step on."""
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> Delta:
         index = sequence.index
@@ -126,7 +121,7 @@ class Engine:
     def _finish_reason(self, sequence: Sequence, token_id: int) -> FinishReason | None:
         if sequence.grammar is not None and sequence.grammar.failed:
             return FinishReason.FAILED
-        if token_id in self._runner.eos_ids and not sequence.sampling.ignore_eos:
+        if token_id in self._eos_ids and not sequence.sampling.ignore_eos:
             return FinishReason.STOP
         if sequence.grammar is not None and sequence.grammar.complete:
             return FinishReason.STOP
@@ -152,21 +147,18 @@ class Engine:
             if sequence.deadline <= now:
                 self._end(sequence, FinishReason.EXPIRED)
 
-    def _fail(self, chunks: list[Chunk], error: Exception) -> list[Delta]:
+    def _fail(self, sequences: Many[Sequence], error: Exception) -> None:
         code = "out_of_memory" if isinstance(error, MemoryError) or "out of memory" in str(error) else "engine_error"
-        _LOG.exception("a step of %d sequences failed: %s", len(chunks), code)
-        for chunk in chunks:
-            self._end(chunk.sequence, FinishReason.FAILED, code)
-        self._scheduler.cache.forget()
-        return []
+        _LOG.exception("a step of %d sequences failed: %s", len(sequences), code)
+        for sequence in sequences:
+            self._end(sequence, FinishReason.FAILED, code)
 
     # --- Between steps ---
 
-    def _read_inbox(self) -> None:
-        """Waits for work when there is none; otherwise takes what is there."""
-        idle = not self._scheduler.running and not self._scheduler.waiting
+    def _read_inbox(self, patience: float) -> None:
+        """Waits up to `patience` seconds for a first command, and takes what is there."""
         try:
-            command = self._inbox.get(timeout=_IDLE_SECONDS) if idle else self._inbox.get_nowait()
+            command = self._inbox.get(timeout=patience) if patience else self._inbox.get_nowait()
             while True:
                 command()
                 command = self._inbox.get_nowait()
@@ -177,16 +169,64 @@ class Engine:
         """One call across threads for all that the step did."""
         deltas, self._ended = [*self._ended, *deltas], []
         self.load.running, self.load.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
-        self.load.tokens_free = self._scheduler.cache.free_tokens
         if deltas:
             self._deliver(self.load.step, deltas)
+
+
+class Engine(EngineThread):
+    """Continuous batching: every step is planned anew, so who ends makes room at once."""
+
+    _scheduler: StepScheduler
+
+    def __init__(self, name: str, runner: Runner, scheduler: StepScheduler, deliver: Deliver) -> None:
+        self._runner = runner
+        self._step_began = 0.0  # 0 after a pause
+        tokens = scheduler.cache.max_tokens
+        super().__init__(name, runner.eos_ids, scheduler, deliver, Load(tokens_total=tokens, tokens_free=tokens))
+
+    def _stop(self) -> None:
+        super()._stop()
+        self._scheduler.cache.save_all()
+
+    def _turn(self) -> None:
+        idle = not self._scheduler.running and not self._scheduler.waiting
+        self._read_inbox(IDLE_SECONDS if idle else 0.0)
+        self._expire()
+        chunks = self._scheduler.plan()
+        self._measure_share(bool(chunks))
+        deltas = self._run(chunks) if chunks else []
+        self.load.tokens_free = self._scheduler.cache.free_tokens
+        self._report(deltas)
+
+    def _run(self, chunks: list[Chunk]) -> list[Delta]:
+        started = time.perf_counter()
+        try:
+            sampled = self._runner.run(chunks)
+        except Exception as error:  # noqa: BLE001  Whatever a step dies of, only its sequences fail.
+            self._fail([chunk.sequence for chunk in chunks], error)
+            self._scheduler.cache.forget()
+            return []
+        deltas = self._apply(chunks, sampled)
+        self._measure(chunks, (time.perf_counter() - started) * 1000)
+        return deltas
+
+    def _apply(self, chunks: list[Chunk], sampled: list[Sampled]) -> list[Delta]:
+        """Advances every sequence; those that sampled get their token."""
+        results = iter(sampled)
+        deltas = []
+        for chunk in chunks:
+            sequence = chunk.sequence
+            self._scheduler.advance(chunk)
+            if chunk.samples:
+                deltas.append(self._append(sequence, next(results)))
+        return deltas
 
     def _measure_share(self, busy: bool) -> None:
         """From one step's beginning to the next one's, how much went into the forward pass."""
         now = time.perf_counter()
         if busy and self._step_began:
             share = self._runner.forward_ms / 1000 / (now - self._step_began)
-            self.load.forward_share = _smooth(self.load.forward_share, share)
+            self.load.forward_share = smooth(self.load.forward_share, share)
         self._step_began = now if busy else 0.0
 
     def _measure(self, chunks: list[Chunk], took_ms: float) -> None:
@@ -194,12 +234,13 @@ class Engine:
         load.step += 1
         prefilled = sum(chunk.count for chunk in chunks if chunk.count > 1)
         decoding = sum(1 for chunk in chunks if chunk.count == 1)
-        if prefilled >= _MEASURABLE_TOKENS:
+        if prefilled >= MEASURABLE_TOKENS:
             share = max(0.0, took_ms - decoding * load.decode_ms_per_token) / prefilled
-            load.prefill_ms_per_token = _smooth(load.prefill_ms_per_token, share)
+            load.prefill_ms_per_token = smooth(load.prefill_ms_per_token, share)
         elif not prefilled:
-            load.decode_ms_per_token = _smooth(load.decode_ms_per_token, took_ms / decoding)
+            load.decode_ms_per_token = smooth(load.decode_ms_per_token, took_ms / decoding)
 
 
-def _smooth(old: float, new: float) -> float:
+def smooth(old: float, new: float) -> float:
+    """A running mean that follows slowly."""
     return new if old == 0 else old + _SMOOTHING * (new - old)
