@@ -38,6 +38,12 @@ clean: ## Remove the virtual environment and all state
 	.venv/bin/pip install --disable-pip-version-check -r requirements.txt
 	touch $@
 
-.venv/dev: tests/requirements.txt .venv/site
+.venv/dev: tests/requirements.txt .venv/site .venv/transformers-4.46 .venv/transformers-4.57
 	.venv/bin/pip install --disable-pip-version-check -r tests/requirements.txt
+	touch $@
+
+# Earlier releases in folders of their own, for the tests of their cache shapes; all else they import is the site's.
+.venv/transformers-%: tests/transformers/%.txt .venv/site
+	rm -rf $@
+	.venv/bin/pip install --disable-pip-version-check --no-deps --target $@ -r $<
 	touch $@

@@ -218,7 +218,11 @@ def test_stopping_ends_a_batch_within_a_step(llama) -> None:
 
 
 def test_who_comes_late_waits_for_the_whole_batch(llama) -> None:
-    long, short, late = make_sequence([9, 8], max_tokens=60), make_sequence([7, 6], max_tokens=2), make_sequence([5], max_tokens=2)
+    long, short, late = (
+        make_sequence([9, 8], max_tokens=60),
+        make_sequence([7, 6], max_tokens=2),
+        make_sequence([5], max_tokens=2),
+    )
     with Running(llama, window=0.02) as running:
         running.engine.submit([long, short])
         ends = []
