@@ -11,7 +11,8 @@ from pathlib import Path
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
     """`max_sequences` run at once; `step_tokens` is a step's budget; `kv_bytes` caps the KV cache on the device and
-    `host_kv_bytes` what host memory keeps of it, 0 is a share of the free memory."""
+    `host_kv_bytes` what host memory keeps of it, 0 is a share of the free memory; `static_window_ms` is how long a
+    static batch gathers."""
 
     worker_id: str
     host: str
@@ -27,6 +28,7 @@ class DaemonConfig:
     kv_bytes: int = 0
     host_kv_bytes: int = 0
     int8: bool = False
+    static_window_ms: int = 20
     drain_seconds: float = 8.0
     preload: tuple[str, ...] = ()
 
@@ -51,6 +53,9 @@ def from_arguments(arguments: list[str]) -> DaemonConfig:
         "--host-kv-bytes", type=int, default=0, help="cap of the KV kept in host memory; 0 is a quarter of the free"
     )
     parser.add_argument("--int8", action="store_true", help="keep weights as int8 on a CPU: faster, a little less exact")
+    parser.add_argument(
+        "--static-window-ms", type=int, default=20, help="how long a batch gathers, for models of the static engine"
+    )
     parser.add_argument("--preload", nargs="*", default=[], help="models to load at once")
     given = vars(parser.parse_args(arguments))
     token = os.environ.get("DAEMON_TOKEN", "")

@@ -13,15 +13,17 @@ from typing import TYPE_CHECKING
 import psutil
 
 from gpu_daemon.config import DaemonConfig
-from gpu_daemon.engine.engine import Engine
+from gpu_daemon.engine.engine import Engine, EngineThread
 from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
-from gpu_daemon.engine.sequence import Delta
+from gpu_daemon.engine.sequence import Delta, EngineKind
+from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
 
 if TYPE_CHECKING:
+    from gpu_daemon.runners.static_runner import StaticRunner
     from gpu_daemon.runners.torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
@@ -33,12 +35,13 @@ class Resident:
     """One model in memory, or on its way there or out."""
 
     name: str
+    kind: EngineKind = EngineKind.CONTINUOUS
     state: str = "loading"  # loading, ready, unloading, failed
     stage: str = "reading"
     progress: float = 0.0
     error: str = ""
-    runner: TorchRunner | None = None
-    engine: Engine | None = None
+    runner: TorchRunner | StaticRunner | None = None
+    engine: EngineThread | None = None
     grammars: GrammarCompiler | None = None  # None: the model's folder has no tokenizer
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
@@ -61,15 +64,18 @@ class Models:
             raise ModelNotReady(f"{name} is not loaded")
         return resident
 
-    def start_load(self, name: str) -> Resident:
-        """Begins to load a model, or joins the load that is under way. Raises InvalidCommand for a name like no folder."""
+    def start_load(self, name: str, kind: EngineKind = EngineKind.CONTINUOUS) -> Resident:
+        """Begins to load a model, or joins the load that is under way. Raises InvalidCommand for a name like no folder, and
+        LoadFailed for a model that is here under the other engine."""
         if not _NAME.fullmatch(name):
             raise InvalidCommand("a model's name is small letters, digits, dots, dashes and underscores")
         resident = self.residents.get(name)
         if resident is None or resident.state == "failed":
-            resident = self.residents[name] = Resident(name)
+            resident = self.residents[name] = Resident(name, kind)
             resident_task = asyncio.create_task(self._load(resident), name=f"load {name}")
             resident_task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        if resident.kind is not kind:
+            raise LoadFailed(f"{name} is {resident.state} under the {resident.kind.value} engine: unload it first")
         return resident
 
     async def _load(self, resident: Resident) -> None:
@@ -81,7 +87,7 @@ class Models:
         async with self._lock:
             try:
                 folder = self._config.models_dir / resident.name
-                runner = await asyncio.to_thread(self._build, folder, report)
+                runner = await asyncio.to_thread(self._build, resident.kind, folder, report)
                 resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
             except LoadFailed as error:
                 await _change(resident, state="failed", error=str(error))
@@ -90,11 +96,12 @@ class Models:
                 await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
                 raise
             resident.runner = runner
-            resident.engine = Engine(resident.name, runner, self._scheduler(resident.name, runner), self._deliver)
+            resident.engine = self._engine(resident.name, runner)
             await _change(resident, state="ready", stage="ready", progress=1.0)
 
-    def _build(self, folder: Path, report: Callable[[str, float], None]) -> TorchRunner:
+    def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> TorchRunner | StaticRunner:
         # Imported here, so that the daemon answers its health check while torch is still on its way in.
+        from gpu_daemon.runners.static_runner import StaticRunner
         from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device, set_threads
 
         config = self._config
@@ -107,9 +114,18 @@ class Models:
             threads=config.threads,
             int8=config.int8,
         )
-        runner = TorchRunner.load(folder, options, report)
+        runner_class = StaticRunner if kind is EngineKind.STATIC else TorchRunner
+        runner = runner_class.load(folder, options, report)
         runner.warm()
         return runner
+
+    def _engine(self, name: str, runner: TorchRunner | StaticRunner) -> EngineThread:
+        from gpu_daemon.runners.torch_runner import TorchRunner
+
+        if isinstance(runner, TorchRunner):
+            return Engine(name, runner, self._scheduler(name, runner), self._deliver)
+        window = self._config.static_window_ms / 1000
+        return StaticEngine(name, runner, Collector(window, self._config.max_sequences, runner.max_tokens), self._deliver)
 
     def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
@@ -134,7 +150,7 @@ class Models:
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
 
 
-def _grammars(folder: Path, runner: TorchRunner) -> GrammarCompiler | None:
+def _grammars(folder: Path, runner: TorchRunner | StaticRunner) -> GrammarCompiler | None:
     """Ids in, ids out holds without a tokenizer; only grammars need to know how tokens are spelled."""
     try:
         return GrammarCompiler(folder / "tokenizer.json", runner.vocab_size, runner.eos_ids)

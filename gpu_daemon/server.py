@@ -17,7 +17,7 @@ import grpc
 import psutil
 
 from gpu_daemon.config import DaemonConfig
-from gpu_daemon.engine.sequence import Delta, FinishReason, Logprob, Sampling, Sequence
+from gpu_daemon.engine.sequence import Delta, EngineKind, FinishReason, Logprob, Sampling, Sequence
 from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, InvalidGrammar, LoadFailed, ModelNotReady, StaleEpoch
 from gpu_daemon.models import Models, Resident
 from protos import inference_pb2 as pb
@@ -55,6 +55,12 @@ _REASONS = {
     FinishReason.EXPIRED: pb.FINISH_REASON_EXPIRED,
     FinishReason.FAILED: pb.FINISH_REASON_FAILED,
 }
+_KINDS = {
+    pb.ENGINE_KIND_UNSPECIFIED: EngineKind.CONTINUOUS,
+    pb.ENGINE_KIND_CONTINUOUS: EngineKind.CONTINUOUS,
+    pb.ENGINE_KIND_STATIC: EngineKind.STATIC,
+}
+_KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -240,7 +246,9 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
     async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> AsyncIterator[pb.LoadProgress]:
         try:
             self._check_epoch(request.epoch)
-            resident = self.models.start_load(request.model)
+            if request.engine not in _KINDS:
+                raise InvalidCommand("no such engine")
+            resident = self.models.start_load(request.model, _KINDS[request.engine])
         except DaemonError as error:
             await context.abort(_STATUS[type(error)], str(error))
         while resident.state == "loading":
@@ -365,7 +373,11 @@ def _logprob_message(entry: Logprob) -> pb.TokenLogprob:
 
 def _model_status(resident: Resident) -> pb.ModelStatus:
     status = pb.ModelStatus(
-        model=resident.name, state=_STATES[resident.state], progress=resident.progress, error=resident.error
+        model=resident.name,
+        state=_STATES[resident.state],
+        progress=resident.progress,
+        error=resident.error,
+        engine=_KIND_NUMBERS[resident.kind],
     )
     if resident.engine is not None and resident.runner is not None:
         load, runner = resident.engine.load, resident.runner

@@ -66,6 +66,25 @@ MODEL_STATE_UNLOADING: ModelState.ValueType  # 3
 MODEL_STATE_FAILED: ModelState.ValueType  # 4
 Global___ModelState: _TypeAlias = ModelState  # noqa: Y015
 
+class _EngineKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _EngineKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_EngineKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ENGINE_KIND_UNSPECIFIED: _EngineKind.ValueType  # 0
+    ENGINE_KIND_CONTINUOUS: _EngineKind.ValueType  # 1
+    ENGINE_KIND_STATIC: _EngineKind.ValueType  # 2
+    """a window, then one generate() call a batch"""
+
+class EngineKind(_EngineKind, metaclass=_EngineKindEnumTypeWrapper): ...
+
+ENGINE_KIND_UNSPECIFIED: EngineKind.ValueType  # 0
+ENGINE_KIND_CONTINUOUS: EngineKind.ValueType  # 1
+ENGINE_KIND_STATIC: EngineKind.ValueType  # 2
+"""a window, then one generate() call a batch"""
+Global___EngineKind: _TypeAlias = EngineKind  # noqa: Y015
+
 @_typing.final
 class Command(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -479,6 +498,7 @@ class ModelStatus(_message.Message):
     PREFILL_MS_PER_TOKEN_FIELD_NUMBER: _builtins.int
     DECODE_MS_PER_TOKEN_FIELD_NUMBER: _builtins.int
     FORWARD_SHARE_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     state: Global___ModelState.ValueType
     progress: _builtins.float
@@ -494,6 +514,7 @@ class ModelStatus(_message.Message):
     decode_ms_per_token: _builtins.float
     forward_share: _builtins.float
     """Of the wall time between busy steps, the share inside the model's forward pass."""
+    engine: Global___EngineKind.ValueType
     def __init__(
         self,
         *,
@@ -511,10 +532,11 @@ class ModelStatus(_message.Message):
         prefill_ms_per_token: _builtins.float = ...,
         decode_ms_per_token: _builtins.float = ...,
         forward_share: _builtins.float = ...,
+        engine: Global___EngineKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms_per_token", b"decode_ms_per_token", "error", b"error", "forward_share", b"forward_share", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "max_model_len", b"max_model_len", "max_running", b"max_running", "model", b"model", "prefill_ms_per_token", b"prefill_ms_per_token", "progress", b"progress", "running", b"running", "state", b"state", "waiting", b"waiting", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms_per_token", b"decode_ms_per_token", "engine", b"engine", "error", b"error", "forward_share", b"forward_share", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "max_model_len", b"max_model_len", "max_running", b"max_running", "model", b"model", "prefill_ms_per_token", b"prefill_ms_per_token", "progress", b"progress", "running", b"running", "state", b"state", "waiting", b"waiting", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,18 +548,22 @@ class LoadModelRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
+    ENGINE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     """The name of a folder in the daemon's models directory; anything but [a-z0-9._-] is INVALID_ARGUMENT."""
     epoch: _builtins.int
+    engine: Global___EngineKind.ValueType
+    """Not said: continuous. A model that is here under the other engine is FAILED_PRECONDITION: unload it first."""
     def __init__(
         self,
         *,
         model: _builtins.str = ...,
         epoch: _builtins.int = ...,
+        engine: Global___EngineKind.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "model", b"model"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["engine", b"engine", "epoch", b"epoch", "model", b"model"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -177,6 +177,7 @@ class ResidentModel:
     prefill_ms_per_token: float = 0.0
     decode_ms_per_token: float = 0.0  # one sequence's share of a step at the usual batch
     forward_share: float = 0.0  # of a busy engine's wall time, inside the forward pass
+    engine: str = "continuous"  # or "static"
 
 
 @dataclass(frozen=True, slots=True)

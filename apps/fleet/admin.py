@@ -28,9 +28,9 @@ class GpuInline(TabularInline):
 
 @admin.register(Model)
 class CatalogueAdmin(ModelAdmin):
-    list_display = ("name", "modality", "size", "weights", "context_length", "is_enabled", "placed_on", "licence")
-    list_filter = ("modality", "is_enabled")
-    list_editable = ("is_enabled",)
+    list_display = ("name", "modality", "size", "weights", "context_length", "engine", "is_enabled", "placed_on", "licence")
+    list_filter = ("modality", "engine", "is_enabled")
+    list_editable = ("engine", "is_enabled")
     search_fields = ("name", "title", "publisher")
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
@@ -97,11 +97,15 @@ class WorkerAdmin(ModelAdmin):
 
 @admin.register(Placement)
 class PlacementAdmin(ModelAdmin):
-    list_display = ("model", "worker", "is_pinned", "state_label")
-    list_filter = ("worker", "model")
+    list_display = ("model", "worker", "engine", "is_pinned", "state_label")
+    list_filter = ("worker", "model", "model__engine")
     list_editable = ("is_pinned",)
     list_select_related = ("model", "worker")
     readonly_fields = ("state",)
+
+    @display(description="engine", ordering="model__engine")
+    def engine(self, placement: Placement) -> str:
+        return placement.model.engine
 
     @display(description="state", label=_COLOURS)
     def state_label(self, placement: Placement) -> str:

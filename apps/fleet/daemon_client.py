@@ -33,6 +33,7 @@ STATES = {
     pb.MODEL_STATE_UNLOADING: "unloading",
     pb.MODEL_STATE_FAILED: "failed",
 }
+ENGINES = {"continuous": pb.ENGINE_KIND_CONTINUOUS, "static": pb.ENGINE_KIND_STATIC}
 REASONS = {
     pb.FINISH_REASON_UNSPECIFIED: None,
     pb.FINISH_REASON_STOP: FinishReason.STOP,
@@ -95,9 +96,10 @@ class DaemonClient:
         finally:
             call.cancel()
 
-    async def load_model(self, model: str, epoch: int) -> AsyncGenerator[tuple[str, float], None]:
-        """(stage, progress) until the model is ready."""
-        call = self._stub.LoadModel(pb.LoadModelRequest(model=model, epoch=epoch), metadata=self._metadata)
+    async def load_model(self, model: str, epoch: int, engine: str = "continuous") -> AsyncGenerator[tuple[str, float], None]:
+        """(stage, progress) until the model is ready. `engine` is one of ENGINES."""
+        request = pb.LoadModelRequest(model=model, epoch=epoch, engine=ENGINES[engine])
+        call = self._stub.LoadModel(request, metadata=self._metadata)
         try:
             async for message in call:
                 yield _words(message.stage, 20), _share(message.progress)
@@ -290,4 +292,5 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         prefill_ms_per_token=_measure(message.prefill_ms_per_token),
         decode_ms_per_token=_measure(message.decode_ms_per_token),
         forward_share=_measure(message.forward_share),
+        engine="static" if message.engine == pb.ENGINE_KIND_STATIC else "continuous",
     )

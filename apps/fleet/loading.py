@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from apps.core.errors import ServiceError
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet.daemon_client import DaemonClient
+from apps.fleet.selectors import PlacedModel
 
 RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 300.0
+SWITCH_GRACE_MS = 60_000  # for what runs under the engine that a model leaves
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,10 +33,11 @@ class Loader:
         self._loading = ""
         self._failures: dict[str, _Failure] = {}
 
-    def place(self, client: DaemonClient, worker: WorkerSnapshot, model: str) -> str:
-        """Sees to it that the worker will hold the model. Returns how far that is, for people."""
-        resident = worker.resident(model)
-        if resident is not None and resident.state in ("ready", "loading", "unloading"):
+    def place(self, client: DaemonClient, worker: WorkerSnapshot, placed: PlacedModel) -> str:
+        """Sees to it that the worker will hold the model, under its engine. Returns how far that is, for people."""
+        model, resident = placed.model, worker.resident(placed.model)
+        leaves = resident is not None and resident.state == "ready" and resident.engine != placed.engine
+        if resident is not None and resident.state in ("ready", "loading", "unloading") and not leaves:
             return self._known(resident)
         if self._task is not None and not self._task.done():
             return "loading" if model == self._loading else f"waiting: {self._loading} is loading"
@@ -42,8 +45,8 @@ class Loader:
         if failure is not None and time.monotonic() < failure.until:
             return failure.text
         self._loading = model
-        self._task = asyncio.create_task(self._load(client, worker, model), name=f"load {model}")
-        return "loading"
+        self._task = asyncio.create_task(self._load(client, worker, placed, leaves), name=f"load {model}")
+        return f"going over to the {placed.engine} engine" if leaves else "loading"
 
     def _known(self, resident: ResidentModel) -> str:
         if resident.state == "ready":
@@ -52,9 +55,13 @@ class Loader:
             return f"loading: {int(resident.progress * 10) * 10} %"
         return resident.state
 
-    async def _load(self, client: DaemonClient, worker: WorkerSnapshot, model: str) -> None:
+    async def _load(self, client: DaemonClient, worker: WorkerSnapshot, placed: PlacedModel, leaves: bool) -> None:
+        """`leaves`: it is there under the other engine, and has to go first."""
+        model = placed.model
         try:
-            async for _ in client.load_model(model, worker.epoch):
+            if leaves:
+                await client.unload_model(model, worker.epoch, SWITCH_GRACE_MS)
+            async for _ in client.load_model(model, worker.epoch, placed.engine):
                 continue  # the worker's status tells how far it is
         except ServiceError as error:
             _LOG.warning("loading %s on %s failed: %s", model, worker.worker_id, error)

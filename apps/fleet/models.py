@@ -18,6 +18,11 @@ class Modality(models.TextChoices):
     VIDEO = "video"
 
 
+class EngineKind(models.TextChoices):
+    CONTINUOUS = "continuous"
+    STATIC = "static"
+
+
 class Model(models.Model):
     """One entry of the catalogue. Facts are the publisher's; sizes are in bytes and tokens."""
 
@@ -32,6 +37,13 @@ class Model(models.Model):
     context_length = models.IntegerField(default=0, help_text="Tokens; 0 where the model has no context.")
     thinking = models.BooleanField(default=False)
     is_enabled = models.BooleanField(default=True, help_text="Requests for a disabled model are refused as unknown.")
+    engine = models.CharField(
+        max_length=10,
+        choices=EngineKind.choices,
+        default=EngineKind.CONTINUOUS,
+        help_text="How its requests are batched: continuously, or one generate() call a batch, to compare. "
+        "Workers that hold the model load it again.",
+    )
     source = models.CharField(max_length=200, blank=True, help_text="Where `manage.py models pull` finds its weights.")
     published_at = models.DateField()
 

@@ -71,10 +71,11 @@ def _card(model: Model) -> ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """One placement: the row and the model's name."""
+    """One placement: the row, the model's name, and the engine it is to run under."""
 
     id: int
     model: str
+    engine: str = "continuous"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,5 +101,5 @@ def assignments() -> dict[int, Assignment]:
 
 def _assignment(worker: Worker) -> Assignment:
     placed = sorted(worker.placements.all(), key=lambda placement: (not placement.is_pinned, placement.pk))
-    placements = tuple(PlacedModel(p.pk, p.model.name) for p in placed if p.model.is_enabled)
+    placements = tuple(PlacedModel(p.pk, p.model.name, p.model.engine) for p in placed if p.model.is_enabled)
     return Assignment(worker.pk, worker.name, worker.address, worker.host_id, placements)

@@ -6,7 +6,7 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from apps.core.errors import InvalidRequest
-from apps.fleet.models import Host, Model, Placement, Worker
+from apps.fleet.models import EngineKind, Host, Model, Placement, Worker
 
 
 @transaction.atomic
@@ -28,6 +28,19 @@ def worker_add(*, name: str, host: Host, port: int, models: list[str]) -> Worker
     for wanted in models:
         model = Model.objects.filter(name=wanted).first()
         if model is None:
-            raise InvalidRequest(f"The catalogue has no model {wanted}; `manage.py models list` shows what it has.")
+            raise InvalidRequest(_unknown(wanted))
         Placement.objects.get_or_create(model=model, worker=worker)
     return worker
+
+
+@transaction.atomic
+def model_set_engine(*, name: str, engine: str) -> None:
+    """Chooses how a model's requests are batched; the controller has its workers go over. Raises InvalidRequest."""
+    if engine not in EngineKind.values:
+        raise InvalidRequest(f"An engine is one of {', '.join(EngineKind.values)}.")
+    if not Model.objects.filter(name=name).update(engine=engine):
+        raise InvalidRequest(_unknown(name))
+
+
+def _unknown(name: str) -> str:
+    return f"The catalogue has no model {name}; `manage.py models list` shows what it has."

@@ -113,4 +113,4 @@ class WorkerWatch:
         self._mirror.status("draining" if snapshot.draining else "serving")
         self._mirror.device(snapshot.device, snapshot.memory_total_bytes)
         for placement in self.wanted.placements:
-            self._mirror.placement(placement.id, self._loader.place(client, snapshot, placement.model))
+            self._mirror.placement(placement.id, self._loader.place(client, snapshot, placement))

@@ -10,6 +10,13 @@ if TYPE_CHECKING:
     from gpu_daemon.engine.grammar import Grammar
 
 
+class EngineKind(Enum):
+    """How a model's sequences are batched."""
+
+    CONTINUOUS = "continuous"
+    STATIC = "static"
+
+
 class FinishReason(Enum):
     STOP = "stop"
     LENGTH = "length"

@@ -29,27 +29,33 @@ _WARM_STEPS = 5
 class StaticRunner:
     """One model on one device. On a CPU it computes in float32, as the continuous engine does, so greedy answers agree."""
 
-    def __init__(self, folder: Path, options: RunnerOptions, report: Report) -> None:
-        """Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
-        config = _read_config(folder)
-        report("reading", 0.1)
+    def __init__(self, model: transformers.PreTrainedModel, eos_ids: frozenset[int], options: RunnerOptions) -> None:
+        """Raises LoadFailed when the cache of one sequence has no room."""
+        text = model.config.get_text_config()
         self.device = torch.device(options.device)
-        self._model: Any = _load(folder, config, self.device)
-        if self.device.type == "cpu":
-            self._model.float()
+        self._model: Any = model.float() if self.device.type == "cpu" else model
         # The publisher's file must not add a temperature, or an end that the request ignores.
         self._model.generation_config = transformers.GenerationConfig(pad_token_id=_PAD)
-        text = self._model.config.get_text_config()
         self.max_model_len = min(options.max_model_len, int(text.max_position_embeddings))
         self.vocab_size = int(text.vocab_size)
-        self.eos_ids = _eos_ids(folder, config)
+        self.eos_ids = eos_ids
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
         self.max_tokens = self._tokens_that_fit(options.kv_bytes)
         self.prefill_ms_per_token = self.decode_ms_per_token = 0.0
+
+    @classmethod
+    def load(cls, folder: Path, options: RunnerOptions, report: Report) -> StaticRunner:
+        """From a model's folder. Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
+        config = _read_config(folder)
+        report("reading", 0.1)
+        model = _load(folder, config, torch.device(options.device))
+        report("building", 0.5)
+        runner = cls(model, _eos_ids(folder, config), options)
         report("warming", 0.9)
+        return runner
 
     def _tokens_that_fit(self, kv_bytes: int) -> int:
-        """Tokens of a padded batch. Raises LoadFailed when one sequence would be too many."""
+        """Tokens of a padded batch."""
         text = self._model.config.get_text_config()
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * head_dim * self._model.dtype.itemsize
@@ -78,7 +84,7 @@ class StaticRunner:
             do_sample=False,  # _Draw leaves one token to choose
             max_new_tokens=max(sequence.sampling.max_tokens - sequence.index for sequence in batch),
             logits_processor=transformers.LogitsProcessorList([draw]),
-            stopping_criteria=transformers.StoppingCriteriaList([_Ended(draw)]),
+            stopping_criteria=transformers.StoppingCriteriaList([draw.ended]),
         )
 
     def warm(self) -> None:
@@ -101,8 +107,9 @@ class StaticRunner:
         self._model = None
 
 
-class _Draw(transformers.LogitsProcessor):
-    """Draws the tokens of the rows that still go, and leaves generate() nothing else to choose."""
+class _Draw:
+    """Draws the tokens of the rows that still go, and leaves generate() nothing else to choose: a logits processor, whose
+    `ended` is the stopping criterion."""
 
     def __init__(self, batch: Many[Sequence], after_step: AfterStep) -> None:
         self._rows = {sequence: row for row, sequence in enumerate(batch)}
@@ -118,15 +125,7 @@ class _Draw(transformers.LogitsProcessor):
             self._going = self._after_step(self._going, sampled)
         return torch.full_like(scores, float("-inf")).scatter_(1, chosen.to(scores.device), 0.0)
 
-    def ended(self) -> list[bool]:
-        """Of each row, whether its sequence is done."""
+    def ended(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        """[rows]: whose sequence is done."""
         going = set(self._going)
-        return [sequence not in going for sequence in self._rows]
-
-
-class _Ended(transformers.StoppingCriteria):
-    def __init__(self, draw: _Draw) -> None:
-        self._draw = draw
-
-    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
-        return torch.tensor(self._draw.ended(), device=input_ids.device)
+        return torch.tensor([sequence not in going for sequence in self._rows], device=input_ids.device)

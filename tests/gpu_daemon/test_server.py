@@ -6,7 +6,7 @@ import asyncio
 import dataclasses
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 
 import grpc
 import pytest
@@ -217,6 +217,41 @@ async def test_unknown_models_epochs_and_names(models) -> None:
             with pytest.raises(DaemonError, match=why):
                 async for _ in client.load_model(name, epoch):
                     pass
+
+
+async def test_the_static_engine_answers_as_the_continuous_one(models) -> None:
+    """Over the wire: a grammar, logprobs, a resumed request and a refused one, in one batch."""
+    asked = [
+        request("plain", max_tokens=9),
+        request("bound", max_tokens=50, grammar="start: /[abcd]{9}/"),
+        request("told", top_logprobs=2),
+    ]
+
+    async def answers(client: DaemonClient) -> dict[str, list]:
+        async with client.execute() as stream:
+            for what in asked:
+                await submit(stream, what)
+            await submit(stream, request("resumed", max_tokens=9), generated=[7, 8])
+            await submit(stream, request("bad", prompt=(9999,)))
+            found = await collect(stream, ends=5)
+        told = [(entry.token_id, round(entry.logprob, 3)) for delta in found.pop("told") for entry in delta.logprobs]
+        ends = {name: (deltas[-1].finish_reason, deltas[-1].error) for name, deltas in found.items()}
+        return {"told": told, "ends": ends, **{name: token_ids(deltas) for name, deltas in found.items()}}
+
+    async with daemon(models) as (client, _):
+        await ready(client)
+        expected = await answers(client)
+        with pytest.raises(DaemonError, match="failed_precondition: tiny is ready under the continuous engine"):
+            async for _ in client.load_model("tiny", 1, "static"):
+                pass
+        await client.unload_model("tiny", 1, 1000)
+        async for _ in client.load_model("tiny", 1, "static"):
+            pass
+        async with aclosing(client.watch_status(50)) as status:
+            resident = (await anext(status)).models[0]
+        assert (resident.engine, resident.state, resident.max_model_len) == ("static", "ready", 512)
+        assert resident.kv_blocks_total == resident.kv_blocks_free > 512
+        assert await answers(client) == expected
 
 
 async def test_an_abort_and_a_broken_stream_free_the_engine(models) -> None:

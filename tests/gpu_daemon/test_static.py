@@ -109,7 +109,7 @@ class Running:
 
 def make_static(folder, **options) -> StaticRunner:
     defaults = {"device": "cpu", "max_model_len": 512, "kv_bytes": 2**28}
-    return StaticRunner(folder, RunnerOptions(**{**defaults, **options}), lambda *_: None)
+    return StaticRunner.load(folder, RunnerOptions(**{**defaults, **options}), lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -218,11 +218,7 @@ def test_stopping_ends_a_batch_within_a_step(llama) -> None:
 
 
 def test_who_comes_late_waits_for_the_whole_batch(llama) -> None:
-    long, short, late = (
-        make_sequence([9, 8], max_tokens=60),
-        make_sequence([7, 6], max_tokens=2),
-        make_sequence([5], max_tokens=2),
-    )
+    long, short, late = (make_sequence([9, n], max_tokens=tokens) for n, tokens in ((8, 60), (7, 2), (6, 2)))
     with Running(llama, window=0.02) as running:
         running.engine.submit([long, short])
         ends = []

@@ -93,6 +93,7 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
         self.step = 0
         self.draining = False
         self.loads: list[str] = []  # every LoadModel asked for
+        self.engines: dict[str, int] = {}  # of what LoadModel brought
         self.submits: list[pb.Submit] = []
         self.aborts: list[pb.Abort] = []
         self._sequences: list[_Sequence] = []
@@ -270,6 +271,7 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
             weight_bytes=1 << 20,
             prefill_ms_per_token=0.01,
             decode_ms_per_token=max(0.01, self.step_seconds * 1000),
+            engine=self.engines.get(model, pb.ENGINE_KIND_CONTINUOUS),
         )
 
     async def LoadModel(self, request: pb.LoadModelRequest, context: Any) -> AsyncIterator[pb.LoadProgress]:
@@ -281,6 +283,7 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
         if request.model not in self.models:
             self.models = [*self.models, request.model]
+            self.engines[request.model] = request.engine
         yield pb.LoadProgress(stage="ready", progress=1.0)
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:

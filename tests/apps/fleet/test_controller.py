@@ -13,12 +13,13 @@ from django.db import OperationalError
 from redis.asyncio import Redis
 
 from apps.core.database import in_database
+from apps.core.errors import InvalidRequest
 from apps.core.types import WorkerSnapshot
 from apps.fleet import controller as controller_module
 from apps.fleet import daemon_client, loading, mirror, registry, watch
 from apps.fleet.controller import LEADER_KEY, Controller
 from apps.fleet.models import Host, Modality, Model, Placement, Worker
-from apps.fleet.services import host_add, worker_add
+from apps.fleet.services import host_add, model_set_engine, worker_add
 from protos import inference_pb2 as pb
 from tests.apps.fleet.fake_daemon import FakeDaemon
 
@@ -104,6 +105,28 @@ async def test_a_worker_added_while_it_runs_is_published_and_given_its_model(red
     found = await in_database(lambda: Worker.objects.select_related("gpu").get())
     assert found.gpu is not None
     assert (found.gpu.device, found.seen_at is None) == ("cpu", False)
+
+
+async def test_a_model_goes_over_to_the_engine_it_is_given(redis: Redis, daemon: FakeDaemon) -> None:
+    await add_worker(daemon, "m")
+    async with controlling(redis):
+
+        async def runs_under(engine: str) -> bool:
+            found = [resident for worker in await alive(redis) if (resident := worker.resident("m"))]
+            return [resident.engine for resident in found] == [engine] and await state() == "ready"
+
+        await until(lambda: runs_under("continuous"))
+        await in_database(lambda: model_set_engine(name="m", engine="static"))
+        await until(lambda: runs_under("static"))
+        await in_database(lambda: model_set_engine(name="m", engine="continuous"))
+        await until(lambda: runs_under("continuous"))
+    assert daemon.loads == ["m"] * 3
+
+
+async def test_an_engine_is_one_of_two_and_for_a_known_model() -> None:
+    for name, engine in (("missing", "static"), ("m", "fast")):
+        with pytest.raises(InvalidRequest):
+            await in_database(lambda name=name, engine=engine: model_set_engine(name=name, engine=engine))
 
 
 @pytest.mark.parametrize("change", ["remove", "disable"])

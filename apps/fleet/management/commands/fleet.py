@@ -56,6 +56,6 @@ class Command(BaseCommand):
     def _list(self, options: dict[str, Any]) -> None:
         table = Table("worker", "host", "address", "status", "placed")
         for worker in Worker.objects.select_related("host").prefetch_related("placements__model"):
-            placed = ", ".join(f"{p.model} ({p.state})" for p in worker.placements.all())
+            placed = ", ".join(f"{p.model} ({p.model.engine}, {p.state})" for p in worker.placements.all())
             table.add_row(worker.name, worker.host.name, worker.address, worker.status, placed)
         Console().print(table)

@@ -1,4 +1,4 @@
-"""`manage.py models list | pull NAME | verify NAME`: the catalogue and the weights on this machine."""
+"""`manage.py models list | pull NAME | verify NAME | engine NAME KIND`: the catalogue and the weights on this machine."""
 
 from __future__ import annotations
 
@@ -11,32 +11,47 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from apps.fleet.models import Model
+from apps.core.errors import InvalidRequest
+from apps.fleet.models import EngineKind, Model
+from apps.fleet.services import model_set_engine
 from apps.fleet.weights import PACKAGES, Report, WeightsError, pull, verify
 
 
 class Command(BaseCommand):
-    help = "List the catalogue; fetch or check the weights of a model."
+    help = "List the catalogue; fetch or check the weights of a model; choose how its requests are batched."
 
     def add_arguments(self, parser: CommandParser) -> None:
         actions = parser.add_subparsers(dest="action", required=True)
         actions.add_parser("list", help="the catalogue, and which weights are here")
         actions.add_parser("pull", help="fetch, check and convert weights").add_argument("name")
         actions.add_parser("verify", help="compare weights with what was pulled").add_argument("name")
+        engine = actions.add_parser("engine", help="batch a model's requests continuously, or statically to compare")
+        engine.add_argument("name")
+        engine.add_argument("kind", choices=EngineKind.values)
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["action"] == "list":
             self._list()
+        elif options["action"] == "engine":
+            self._set_engine(options["name"], options["kind"])
         else:
             self._with_progress(pull if options["action"] == "pull" else verify, options["name"])
 
     def _list(self) -> None:
-        table = Table("model", "modality", "parameters", "weights", "licence")
+        table = Table("model", "modality", "parameters", "weights", "engine", "licence")
         for model in Model.objects.all():
             here = (settings.ENV.models_dir / model.name / "config.json").is_file()
             state = "here" if here else "can be pulled" if model.name in PACKAGES else "bring your own"
-            table.add_row(model.name, model.modality, f"{model.parameters / 1e6:,.0f} M", state, model.licence)
+            size = f"{model.parameters / 1e6:,.0f} M"
+            table.add_row(model.name, model.modality, size, state, model.engine, model.licence)
         Console().print(table)
+
+    def _set_engine(self, name: str, kind: str) -> None:
+        try:
+            model_set_engine(name=name, engine=kind)
+        except InvalidRequest as error:
+            raise CommandError(error.message) from None
+        self.stdout.write(f"{name}: {kind}; workers that hold it go over within seconds")
 
     def _with_progress(self, work: Callable[[str, Any, Report], None], name: str) -> None:
         columns = (
