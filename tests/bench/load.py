@@ -91,17 +91,23 @@ def prompts(count: int, words: int, seed: int) -> Iterator[str]:
         yield "Tell a long story using these words: " + " ".join(rng.choice(WORDS) for _ in range(words))
 
 
-async def run(target: Target, *, concurrency: int, requests: int, max_tokens: int, words: int = 40, seed: int = 1) -> Result:
-    """`concurrency` clients, each sending its next request when the last one ended. Raises on any failed request."""
-    waiting = prompts(requests, words, seed)
+async def run(
+    target: Target, *, concurrency: int, requests: int, max_tokens: int, shortest: int = 0, words: int = 40, seed: int = 1
+) -> Result:
+    """`concurrency` clients, each sending its next request when the last one ended. Raises on any failed request.
+
+    With `shortest`, requests ask for between that many tokens and `max_tokens`, drawn by the seed.
+    """
+    rng = random.Random(seed)
+    waiting = [(prompt, rng.randint(shortest or max_tokens, max_tokens)) for prompt in prompts(requests, words, seed)][::-1]
     samples: list[Sample] = []
     limits = httpx.Limits(max_connections=concurrency + 4)
     headers = {"Authorization": f"Bearer {target.api_key}"}
     async with httpx.AsyncClient(timeout=600, headers=headers, limits=limits) as client:
 
         async def worker() -> None:
-            for prompt in waiting:
-                samples.append(await _one(client, target, prompt, max_tokens))
+            while waiting:
+                samples.append(await _one(client, target, *waiting.pop()))
 
         started = time.perf_counter()
         await asyncio.gather(*(worker() for _ in range(concurrency)))
