@@ -8,8 +8,6 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from django.conf import settings
-
 from apps.api.constraints import NamedTool
 from apps.api.grammar import AnswerForm, check
 from apps.api.messages import conversation
@@ -170,8 +168,6 @@ def _prepare(
         n=body.n or 1,
         priority=body.priority,
         weight=principal.weight,
-        queue_timeout_ms=settings.ENV.queue_timeout_ms,
-        total_timeout_ms=settings.ENV.total_timeout_ms,
         stream=bool(body.stream),
     )
     return Prepared(request, card, tokenizer, body.priority.name.lower())

@@ -21,7 +21,10 @@ class Cost:
 
     @property
     def expected_ms(self) -> float:
-        return self.fixed_ms + self.token_ms * self.tokens
+        return self.of(self.tokens)
+
+    def of(self, generated: int) -> float:
+        return self.fixed_ms + self.token_ms * generated
 
 
 def price(request: InferenceRequest, residents: Iterable[ResidentModel]) -> Cost:

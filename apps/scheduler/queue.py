@@ -15,7 +15,7 @@ from apps.core.redis import LuaScript
 from apps.core.types import InferenceRequest, Outcome
 from apps.scheduler.codec import Garbled, decode_request, encode_request
 from apps.scheduler.cost import Cost
-from apps.scheduler.policy import BOOST_MS, MAX_WAIT_MS
+from apps.scheduler.policy import REAP_LIMIT
 
 _LUA = Path(__file__).parent / "lua"
 _COMMON, _END = _LUA / "common.lua", _LUA / "end_request.lua"
@@ -26,8 +26,6 @@ _RENEW = LuaScript(_LUA / "renew.lua", _COMMON)
 _FINISH = LuaScript(_LUA / "finish.lua", _COMMON, SETTLE_LUA, _END)
 _REQUEUE = LuaScript(_LUA / "requeue.lua", _COMMON, SETTLE_LUA, _END)
 _REAP = LuaScript(_LUA / "reap.lua", _COMMON, SETTLE_LUA, _END)
-
-REAP_LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,14 +51,15 @@ class Emission:
 async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, workers: int) -> tuple[str, int]:
     """("admitted" or the bound it would break, the lane's predicted drain in ms)."""
     env = settings.ENV
+    limits = env.classes[request.priority]
     verdict, drain_ms = await _ENQUEUE(
         redis,
         keys=[],
         args=[
             request.id, request.model, request.org_id, request.key_id, encode_request(request),
             request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
-            request.weight, BOOST_MS[request.priority], request.queue_timeout_ms, request.total_timeout_ms,
-            MAX_WAIT_MS[request.priority], env.queue_max_requests, env.queue_max_requests_per_org,
+            request.weight, limits.boost_ms, limits.queue_timeout_ms, limits.total_timeout_ms,
+            limits.max_wait_ms, env.queue_max_requests, env.queue_max_requests_per_org,
             env.queue_max_drain_ms, workers, int(request.priority), int(request.stream),
         ],
     )  # fmt: skip

@@ -56,7 +56,7 @@ async def _submit(redis: Redis, request: InferenceRequest, principal: Principal)
         request_id=request.id,
         principal=principal,
         tokens=request.max_total_tokens,
-        ttl_ms=request.total_timeout_ms + settings.ENV.lease_ms,
+        ttl_ms=settings.ENV.classes[request.priority].total_timeout_ms + settings.ENV.lease_ms,
     )
     try:
         verdict, drain_ms = await queue.enqueue(redis, request, price(request, residents), workers=len(residents))

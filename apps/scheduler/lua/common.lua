@@ -12,6 +12,10 @@
 --   arrivals            string counter
 --   events:{id}         stream what the client sees; entry n has id n-0; lives `events_ttl_ms` past the end
 --   ledger              stream one entry a request that ended or was refused, for apps.metrics
+--   log                 stream every transition: its inputs, what was decided, and `at`, the server's time; the latest 100,000
+--   log:n               string number of the latest entry, which the entry carries: a hole or a flush shows
+--
+-- Sums are made here, in doubles, and never by HINCRBYFLOAT, whose width is the machine's: a replay anywhere gets the same bits.
 -- Channels: `wake` (a lane has work), `abort` (an id whose engine work is void), `events:{id}` ("n payload").
 
 local function now_ms()
@@ -20,6 +24,17 @@ local function now_ms()
 end
 
 local function number(value) return string.format('%.17g', value) end
+
+-- Appends one transition to the log. Takes field, value, ... after the name.
+local function record(now, op, ...)
+  redis.call('XADD', 'log', 'MAXLEN', '~', 100000, '*', 'n', redis.call('INCR', 'log:n'), 'op', op, 'at', number(now), ...)
+end
+
+local function add(key, field, amount)
+  redis.call('HSET', key, field, number(tonumber(redis.call('HGET', key, field) or 0) + amount))
+end
+
+local function count(field) return tonumber(redis.call('HGET', 'depth', field) or 0) end
 
 local function fields(key)
   local flat, map = redis.call('HGETALL', key), {}
@@ -46,6 +61,15 @@ local function leave_worker(id, r)
   redis.call('ZREM', 'leases', id)
   redis.call('HINCRBY', 'busy', r.worker, -r.choices)
   redis.call('HINCRBY', 'depth', 'running:' .. r.lane, -1)
+end
+
+-- Adds to the lane's work. An empty lane has none: rounding must not pile up over millions of requests.
+local function spend(lane, cost)
+  if count('waiting:' .. lane) > 0 or count('running:' .. lane) > 0 then
+    add('depth', 'work:' .. lane, cost)
+  else
+    redis.call('HSET', 'depth', 'work:' .. lane, 0)
+  end
 end
 
 -- Into the lane at the score and arrival it has always had.

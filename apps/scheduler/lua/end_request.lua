@@ -18,11 +18,11 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
     redis.call('PUBLISH', 'abort', id .. ' ' .. r.attempt)
   end
   redis.call('ZREM', 'deadlines', id)
-  redis.call('HINCRBYFLOAT', 'depth', 'work:' .. r.lane, number(-tonumber(r.cost_ms)))
+  spend(r.lane, -tonumber(r.cost_ms))
   local true_cost = started and (tonumber(r.fixed_cost_ms) + tonumber(r.token_cost_ms) * generated) or 0
   if redis.call('HEXISTS', 'fair:' .. r.lane, 'F:' .. r.org) == 1 then
     local correction = (true_cost - tonumber(r.cost_ms)) / tonumber(r.weight)
-    redis.call('HINCRBYFLOAT', 'fair:' .. r.lane, 'F:' .. r.org, number(correction))
+    add('fair:' .. r.lane, 'F:' .. r.org, correction)
   end
   settle_quota(r.org, id, usage.prompt_tokens + usage.completion_tokens, now)
 
@@ -39,6 +39,8 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
     finished_ms = now, queue_ms = timing.queue_ms, ttft_ms = timing.ttft_ms or 0, total_ms = timing.total_ms,
     attempts = tonumber(r.attempt), worker_id = r.worker or '',
   }))
+  record(now, 'end', 'id', id, 'attempt', r.attempt, 'outcome', outcome, 'code', code, 'generated', generated,
+    'tag', redis.call('HGET', 'fair:' .. r.lane, 'F:' .. r.org) or '')
   redis.call('HSET', key, 'state', 'finished')
   redis.call('HDEL', key, 'payload')
   redis.call('PEXPIRE', key, events_ttl_ms)

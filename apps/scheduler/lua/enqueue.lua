@@ -3,16 +3,22 @@
 --       queue_timeout_ms, total_timeout_ms, max_wait_ms, lane_cap, org_cap, drain_cap_ms, workers, priority, stream
 -- Returns {"admitted" | "lane_full" | "org_full" | "drain", predicted drain in ms}
 local id, lane, org = ARGV[1], ARGV[2], ARGV[3]
-local key = 'request:' .. id
+local key, now = 'request:' .. id, now_ms()
 local workers = math.max(1, tonumber(ARGV[19]))
-local work = tonumber(redis.call('HGET', 'depth', 'work:' .. lane) or 0)
-local drain = math.floor(math.max(0, work) / workers)
+local drain = math.floor(math.max(0, count('work:' .. lane)) / workers)
 if redis.call('EXISTS', key) == 1 then return { 'admitted', drain } end
-if tonumber(redis.call('HGET', 'depth', 'waiting:' .. lane) or 0) >= tonumber(ARGV[16]) then return { 'lane_full', drain } end
-if tonumber(redis.call('HGET', 'depth', 'org:' .. lane .. ':' .. org) or 0) >= tonumber(ARGV[17]) then return { 'org_full', drain } end
-if drain >= tonumber(ARGV[18]) then return { 'drain', drain } end
 
-local now = now_ms()
+local function decided(verdict, arrival, score)
+  record(now, 'enqueue', 'id', id, 'lane', lane, 'org', org, 'choices', ARGV[6], 'fixed_ms', ARGV[8], 'token_ms', ARGV[9],
+    'tokens', ARGV[10], 'weight', ARGV[11], 'boost_ms', ARGV[12], 'queue_timeout_ms', ARGV[13], 'total_timeout_ms', ARGV[14],
+    'max_wait_ms', ARGV[15], 'lane_cap', ARGV[16], 'org_cap', ARGV[17], 'drain_cap_ms', ARGV[18], 'workers', ARGV[19],
+    'priority', ARGV[20], 'verdict', verdict, 'drain_ms', drain, 'arrival', arrival, 'score', score)
+  return { verdict, drain }
+end
+if count('waiting:' .. lane) >= tonumber(ARGV[16]) then return decided('lane_full', 0, 0) end
+if count('org:' .. lane .. ':' .. org) >= tonumber(ARGV[17]) then return decided('org_full', 0, 0) end
+if drain >= tonumber(ARGV[18]) then return decided('drain', 0, 0) end
+
 local cost = tonumber(ARGV[8]) + tonumber(ARGV[9]) * tonumber(ARGV[10])
 local fair = 'fair:' .. lane
 local virtual = tonumber(redis.call('HGET', fair, 'V') or 0)
@@ -30,7 +36,7 @@ redis.call('HSET', key, 'state', 'waiting', 'lane', lane, 'org', org, 'key', ARG
   'priority', ARGV[20], 'stream', ARGV[21])
 redis.call('ZADD', 'deadlines', number(now + math.min(tonumber(ARGV[13]), tonumber(ARGV[14]))), id)
 redis.call('SADD', 'lanes', lane)
-redis.call('HINCRBYFLOAT', 'depth', 'work:' .. lane, number(cost))
 join_lane(r)
+spend(lane, cost)
 redis.call('PUBLISH', 'wake', lane)
-return { 'admitted', drain }
+return decided('admitted', arrival, r.score)

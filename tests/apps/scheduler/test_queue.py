@@ -8,7 +8,7 @@ import json
 import pytest
 from redis.asyncio import Redis
 
-from apps.core.types import ChoiceFinished, FinishReason, Outcome, RequestFinished, TextDelta
+from apps.core.types import ChoiceFinished, ClassLimits, FinishReason, Outcome, Priority, RequestFinished, TextDelta
 from apps.scheduler import queue
 from apps.scheduler.codec import decode_event, encode_event
 from apps.scheduler.events import EventHub
@@ -107,8 +107,10 @@ async def test_handing_over_blames_nobody(redis: Redis) -> None:
     assert (await lease(redis))[0].attempt == 6
 
 
-async def test_lapsed_leases_come_back_and_deadlines_end(redis: Redis) -> None:
-    waiting = await enqueue(redis, queue_timeout_ms=1)
+async def test_lapsed_leases_come_back_and_deadlines_end(redis: Redis, settings) -> None:
+    hurried = ClassLimits(boost_ms=0, max_wait_ms=1, queue_timeout_ms=1, total_timeout_ms=1000)
+    settings.ENV = settings.ENV.model_copy(update={"class_flex": hurried})
+    waiting = await enqueue(redis, priority=Priority.FLEX)
     await asyncio.sleep(0.005)
     assert await queue.reap(redis) == 1
     assert (await log(redis, waiting))[-1].error_code == "queue_timeout"

@@ -1,0 +1,170 @@
+"""Replay: an event log through the pure policy. Every decision must come out as it was recorded, to the last bit. Pure.
+
+A log is the entries of the Redis stream `log` in their order, each a mapping of strings as lua/common.lua's `record` wrote it.
+Entry 1 is the first after an empty Redis, and so is any later entry numbered 1: the state begins anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from apps.core.types import ClassLimits, Priority
+from apps.scheduler.cost import Cost
+from apps.scheduler.policy import Bounds, Scheduler
+
+Entry = Mapping[str, str]
+
+
+class BrokenLog(ValueError):
+    """A log that cannot be replayed: an entry is missing, or is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A decision that came out differently."""
+
+    number: int
+    op: str
+    recorded: str
+    replayed: str
+
+
+@dataclass(slots=True)
+class Report:
+    entries: int = 0
+    flushes: int = 0
+    differences: list[Difference] = field(default_factory=list)
+    digest: str = ""  # SHA-256 of every replayed decision
+
+
+class Replay:
+    """Takes entries one by one. `scheduler` is the state after the latest."""
+
+    def __init__(self) -> None:
+        self.scheduler = Scheduler()
+        self.report = Report()
+        self._number = 0
+        self._digest = hashlib.sha256()
+
+    def run(self, entries: Iterable[Entry]) -> Report:
+        """Raises BrokenLog."""
+        for entry in entries:
+            self.take(entry)
+        return self.report
+
+    def take(self, entry: Entry) -> None:
+        """Raises BrokenLog."""
+        try:
+            self._follow(int(entry["n"]))
+            recorded, replayed = _DECISIONS[entry["op"]](self.scheduler, entry)
+        except (KeyError, ValueError) as error:
+            raise BrokenLog(f"entry {self._number}: {error}") from None
+        self.report.entries += 1
+        self._digest.update(f"{entry['op']} {replayed}\n".encode())
+        self.report.digest = self._digest.hexdigest()
+        if recorded != replayed:
+            self.report.differences.append(Difference(self._number, entry["op"], recorded, replayed))
+
+    def _follow(self, number: int) -> None:
+        if number == 1:
+            self.report.flushes += bool(self._number)
+            self.scheduler = Scheduler()
+        elif number != self._number + 1:
+            raise ValueError(f"followed by entry {number}: the log was trimmed between them")
+        self._number = number
+
+
+def _enqueue(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    admission = scheduler.enqueue(
+        int(e["at"]),
+        request_id=e["id"],
+        lane=e["lane"],
+        org=e["org"],
+        priority=Priority(int(e["priority"])),
+        choices=int(e["choices"]),
+        cost=cost_of(e),
+        weight=float(e["weight"]),
+        limits=limits_of(e),
+        bounds=Bounds(int(e["lane_cap"]), int(e["org_cap"]), int(e["drain_cap_ms"])),
+        workers=int(e["workers"]),
+    )
+    ticket = admission.ticket
+    replayed = f"{admission.verdict} {admission.drain_ms} {ticket.arrival if ticket else 0} {bits(ticket.score if ticket else 0)}"
+    return f"{e['verdict']} {e['drain_ms']} {e['arrival']} {bits(e['score'])}", replayed
+
+
+def cost_of(e: Entry) -> Cost:
+    return Cost(float(e["fixed_ms"]), float(e["token_ms"]), int(e["tokens"]))
+
+
+def limits_of(e: Entry) -> ClassLimits:
+    return ClassLimits(
+        float(e["boost_ms"]), int(e["max_wait_ms"]), int(e["queue_timeout_ms"]), int(e["total_timeout_ms"])
+    )
+
+
+def _lease(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    leased = scheduler.lease(
+        int(e["at"]),
+        lane=e["lane"],
+        worker=e["worker"],
+        max_sequences=int(e["max_sequences"]),
+        limit=int(e["limit"]),
+        lease_ms=int(e["lease_ms"]),
+    )
+    return e["leased"], _flat(leased)
+
+
+def _emit(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    """The tokens are not the scheduler's decision; that their attempts hold their leases is."""
+    held = pairs(e["renewed"])
+    return "", " ".join(scheduler.renew(int(e["at"]), held, lease_ms=int(e["lease_ms"])))
+
+
+def _renew(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    return e["lost"], " ".join(scheduler.renew(int(e["at"]), pairs(e["held"]), lease_ms=int(e["lease_ms"])))
+
+
+def _end(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    ticket = scheduler.tickets[e["id"]]
+    scheduler.finish(e["id"], generated=int(e["generated"]))
+    tag = scheduler.lanes[ticket.lane].finish_tags[ticket.org]
+    return f"{e['attempt']} {bits(e['tag'])}", f"{ticket.attempt} {bits(tag)}"
+
+
+def _requeue(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    blame, most = e["blame"] == "1", int(e["max_attempts"])
+    return e["became"], scheduler.requeue(e["id"], int(e["attempt"]), blame=blame, max_attempts=most)
+
+
+def _reap(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    now = int(e["at"])
+    return f"{e['overdue']}|{e['lapsed']}", f"{' '.join(scheduler.overdue(now))}|{_flat(scheduler.lapsed(now))}"
+
+
+_DECISIONS: dict[str, Callable[[Scheduler, Entry], tuple[str, str]]] = {
+    "enqueue": _enqueue,
+    "lease": _lease,
+    "emit": _emit,
+    "renew": _renew,
+    "end": _end,
+    "requeue": _requeue,
+    "reap": _reap,
+}
+
+
+def pairs(text: str) -> list[tuple[str, int]]:
+    """ "a 1 b 2" -> [("a", 1), ("b", 2)]."""
+    words = text.split()
+    return list(zip(words[::2], map(int, words[1::2]), strict=True))
+
+
+def _flat(held: Iterable[tuple[str, int]]) -> str:
+    return " ".join(f"{request_id} {attempt}" for request_id, attempt in held)
+
+
+def bits(value: str | float) -> str:
+    """A double by its bits: equal only when nothing at all differs."""
+    return float(value).hex()
