@@ -7,6 +7,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from django.conf import settings
 from redis.asyncio import Redis
@@ -18,6 +19,7 @@ from apps.fleet import registry
 from apps.scheduler import queue
 from apps.scheduler.collector import BatchCollector
 from apps.scheduler.link import WorkerLink
+from apps.scheduler.log import export
 from apps.scheduler.queue import LaneDepth
 from apps.scheduler.router import Candidate, candidates
 
@@ -29,9 +31,11 @@ _LOG = logging.getLogger(__name__)
 class Dispatcher:
     """One process's share of the dispatching; any number may run beside each other."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
+    def __init__(self, redis: Redis, name: str, log: Path | None = None) -> None:
+        """`log` is a file to which every dispatcher's transitions are appended."""
         self._redis = redis
         self._name = name
+        self._log = log
         self._work = asyncio.Event()
         self._links: dict[str, WorkerLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -43,6 +47,9 @@ class Dispatcher:
             asyncio.create_task(self._every(settings.ENV.lease_ms / 3000, self._keep_alive)),
             asyncio.create_task(self._every(IDLE_SECONDS, self._listen)),
         ]
+        if self._log is not None:
+            log = self._log
+            beats.append(asyncio.create_task(self._every(RETRY_SECONDS, lambda: export(self._redis, log))))
         try:
             while not stop.is_set():
                 await self._guarded(self._pass)

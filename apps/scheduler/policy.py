@@ -103,7 +103,7 @@ class Lane:
     running: int = 0
     by_org: defaultdict[str, int] = field(default_factory=lambda: defaultdict(int))
     _order: list[tuple[float, int, Ticket]] = field(default_factory=list)
-    _promises: list[tuple[int, int, Ticket]] = field(default_factory=list)
+    _promises: list[tuple[float, int, Ticket]] = field(default_factory=list)
 
     def add(self, ticket: Ticket) -> None:
         heappush(self._order, (ticket.score, ticket.arrival, ticket))
@@ -128,7 +128,7 @@ class Lane:
         self.work_ms = self.work_ms + cost_ms if self.waiting or self.running else 0.0
 
 
-def _first_waiting(heap: list[tuple[float, int, Ticket]] | list[tuple[int, int, Ticket]]) -> Ticket | None:
+def _first_waiting(heap: list[tuple[float, int, Ticket]]) -> Ticket | None:
     while heap and heap[0][2].state != "waiting":
         heappop(heap)
     return heap[0][2] if heap else None
@@ -173,17 +173,22 @@ class Scheduler:
             request_id, lane, org, priority, choices, cost, weight, self.arrivals, now_ms, start, start - limits.boost_ms,
             now_ms + limits.max_wait_ms, now_ms + limits.total_timeout_ms,
         )  # fmt: skip
-        self.place(ticket)
+        self.tickets[request_id] = ticket
+        place.add(ticket)
+        place.spend(cost.expected_ms)
         self._deadlines.set(request_id, now_ms + min(limits.queue_timeout_ms, limits.total_timeout_ms))
         return Admission("admitted", drain_ms, ticket)
 
-    def place(self, ticket: Ticket) -> None:
-        """A new request, with its work, into its lane."""
+    def take_over(self, ticket: Ticket, *, due_ms: int, lease_ms: int | None) -> None:
+        """A request as another scheduler held it. The lane's tags and work are the caller's to set."""
         lane = self.lanes[ticket.lane]
         self.tickets[ticket.id] = ticket
-        lane.add(ticket)
-        lane.spend(ticket.cost.expected_ms)
-        self._deadlines.set(ticket.id, ticket.deadline_ms)
+        self._deadlines.set(ticket.id, due_ms)
+        if lease_ms is None:
+            lane.add(ticket)
+        else:
+            lane.running += 1
+            self._leases.set(ticket.id, lease_ms)
 
     @staticmethod
     def _refusal(lane: Lane, org: str, bounds: Bounds, drain_ms: int) -> str:
@@ -196,7 +201,7 @@ class Scheduler:
     def lease(
         self, now_ms: int, *, lane: str, worker: str, max_sequences: int, limit: int, lease_ms: int
     ) -> list[tuple[str, int]]:
-        """(id, attempt) of the next requests, as many as the worker's free sequences allow; an idle worker takes one of any size."""
+        """(id, attempt) of the next requests that fit the worker's free sequences; an idle worker takes one of any size."""
         leased: list[tuple[str, int]] = []
         place = self.lanes[lane]
         while len(leased) < limit and (ticket := place.next(now_ms)) is not None:

@@ -25,6 +25,7 @@ _EMIT = LuaScript(_LUA / "emit.lua", _COMMON)
 _RENEW = LuaScript(_LUA / "renew.lua", _COMMON)
 _FINISH = LuaScript(_LUA / "finish.lua", _COMMON, SETTLE_LUA, _END)
 _REQUEUE = LuaScript(_LUA / "requeue.lua", _COMMON, SETTLE_LUA, _END)
+_CHECKPOINT = LuaScript(_LUA / "checkpoint.lua", _COMMON)
 _REAP = LuaScript(_LUA / "reap.lua", _COMMON, SETTLE_LUA, _END)
 
 
@@ -116,6 +117,11 @@ async def reap(redis: Redis) -> int:
     ended, lapsed = await _REAP(redis, keys=[], args=[settings.ENV.events_ttl_ms, REAP_LIMIT])
     pairs = list(zip(lapsed[::2], map(int, lapsed[1::2]), strict=True))
     return int(ended) + await requeue(redis, pairs, blame=True)
+
+
+async def checkpoint(redis: Redis) -> str:
+    """Puts the whole state into the event log: a replay can begin there. Returns the entry's stream id."""
+    return str(await _CHECKPOINT(redis, keys=[], args=[]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,18 +1,21 @@
 """Replay: an event log through the pure policy. Every decision must come out as it was recorded, to the last bit. Pure.
 
 A log is the entries of the Redis stream `log` in their order, each a mapping of strings as lua/common.lua's `record` wrote it.
-Entry 1 is the first after an empty Redis, and so is any later entry numbered 1: the state begins anew.
+Entry 1 is the first after an empty Redis, and so is any later entry numbered 1: the state begins anew. A log that begins
+later begins with a checkpoint.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from apps.core.types import ClassLimits, Priority
 from apps.scheduler.cost import Cost
-from apps.scheduler.policy import Bounds, Scheduler
+from apps.scheduler.policy import Bounds, Scheduler, Ticket
 
 Entry = Mapping[str, str]
 
@@ -57,7 +60,7 @@ class Replay:
     def take(self, entry: Entry) -> None:
         """Raises BrokenLog."""
         try:
-            self._follow(int(entry["n"]))
+            self._follow(int(entry["n"]), entry["op"])
             recorded, replayed = _DECISIONS[entry["op"]](self.scheduler, entry)
         except (KeyError, ValueError) as error:
             raise BrokenLog(f"entry {self._number}: {error}") from None
@@ -67,12 +70,12 @@ class Replay:
         if recorded != replayed:
             self.report.differences.append(Difference(self._number, entry["op"], recorded, replayed))
 
-    def _follow(self, number: int) -> None:
-        if number == 1:
+    def _follow(self, number: int, op: str) -> None:
+        if number == 1 or (op == "checkpoint" and not self._number):
             self.report.flushes += bool(self._number)
             self.scheduler = Scheduler()
         elif number != self._number + 1:
-            raise ValueError(f"followed by entry {number}: the log was trimmed between them")
+            raise ValueError(f"followed by entry {number}: what is between them is missing")
         self._number = number
 
 
@@ -91,7 +94,9 @@ def _enqueue(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
         workers=int(e["workers"]),
     )
     ticket = admission.ticket
-    replayed = f"{admission.verdict} {admission.drain_ms} {ticket.arrival if ticket else 0} {bits(ticket.score if ticket else 0)}"
+    replayed = (
+        f"{admission.verdict} {admission.drain_ms} {ticket.arrival if ticket else 0} {bits(ticket.score if ticket else 0)}"
+    )
     return f"{e['verdict']} {e['drain_ms']} {e['arrival']} {bits(e['score'])}", replayed
 
 
@@ -100,9 +105,7 @@ def cost_of(e: Entry) -> Cost:
 
 
 def limits_of(e: Entry) -> ClassLimits:
-    return ClassLimits(
-        float(e["boost_ms"]), int(e["max_wait_ms"]), int(e["queue_timeout_ms"]), int(e["total_timeout_ms"])
-    )
+    return ClassLimits(float(e["boost_ms"]), int(e["max_wait_ms"]), int(e["queue_timeout_ms"]), int(e["total_timeout_ms"]))
 
 
 def _lease(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
@@ -144,6 +147,45 @@ def _reap(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
     return f"{e['overdue']}|{e['lapsed']}", f"{' '.join(scheduler.overdue(now))}|{_flat(scheduler.lapsed(now))}"
 
 
+def _checkpoint(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    """At the head of a log it is the state to begin with; later it is a state to be found equal."""
+    state = json.loads(e["state"])
+    recorded = _requests_of(state)
+    if not scheduler.arrivals:
+        _restore(scheduler, state)
+    replayed = sorted(f"{t.id} {t.state} {t.attempt} {bits(t.score)}" for t in scheduler.tickets.values())
+    return "; ".join(recorded), "; ".join(replayed)
+
+
+def _requests_of(state: dict[str, Any]) -> list[str]:
+    return sorted(f"{r['id']} {r['state']} {r['attempt']} {bits(r['score'])}" for r in state["requests"] or ())
+
+
+def _restore(scheduler: Scheduler, state: dict[str, Any]) -> None:
+    scheduler.arrivals = int(state["arrivals"])
+    scheduler.busy.update({worker: int(count) for worker, count in dict(state["busy"]).items()})
+    for r in state["requests"] or ():
+        scheduler.take_over(_ticket(r), due_ms=int(r["due"]), lease_ms=int(r["lease"]) if r.get("lease") else None)
+    for name, stored in dict(state["lanes"]).items():
+        lane = scheduler.lanes[name]
+        lane.work_ms = float(stored["work"])
+        for key, value in dict(stored["fair"]).items():
+            if key == "V":
+                lane.virtual = float(value)
+            else:
+                lane.finish_tags[key.removeprefix("F:")] = float(value)
+
+
+def _ticket(r: Entry) -> Ticket:
+    return Ticket(
+        r["id"], r["lane"], r["org"], Priority(int(r["priority"])), int(r["choices"]),
+        Cost(float(r["fixed_cost_ms"]), float(r["token_cost_ms"]), int(r["tokens"])), float(r["weight"]),
+        int(r["member"][:16]), int(r["arrived_ms"]), float(r["start"]), float(r["score"]), int(r["promote_ms"]),
+        int(r["deadline_ms"]), "running" if r["state"] == "running" else "waiting", int(r["attempt"]),
+        int(r.get("crashes", 0)), r.get("worker", ""),
+    )  # fmt: skip
+
+
 _DECISIONS: dict[str, Callable[[Scheduler, Entry], tuple[str, str]]] = {
     "enqueue": _enqueue,
     "lease": _lease,
@@ -152,6 +194,7 @@ _DECISIONS: dict[str, Callable[[Scheduler, Entry], tuple[str, str]]] = {
     "end": _end,
     "requeue": _requeue,
     "reap": _reap,
+    "checkpoint": _checkpoint,
 }
 
 

@@ -27,7 +27,7 @@ local function number(value) return string.format('%.17g', value) end
 
 -- Appends one transition to the log. Takes field, value, ... after the name.
 local function record(now, op, ...)
-  redis.call('XADD', 'log', 'MAXLEN', '~', 100000, '*', 'n', redis.call('INCR', 'log:n'), 'op', op, 'at', number(now), ...)
+  return redis.call('XADD', 'log', 'MAXLEN', '~', 100000, '*', 'n', redis.call('INCR', 'log:n'), 'op', op, 'at', number(now), ...)
 end
 
 local function add(key, field, amount)

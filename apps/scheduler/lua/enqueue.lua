@@ -30,7 +30,7 @@ local r = {
 }
 redis.call('HSET', fair, 'F:' .. org, number(start + cost / tonumber(ARGV[11])))
 redis.call('HSET', key, 'state', 'waiting', 'lane', lane, 'org', org, 'key', ARGV[4], 'payload', ARGV[5],
-  'choices', ARGV[6], 'prompt_tokens', ARGV[7], 'fixed_cost_ms', ARGV[8], 'token_cost_ms', ARGV[9], 'cost_ms', number(cost),
+  'choices', ARGV[6], 'prompt_tokens', ARGV[7], 'fixed_cost_ms', ARGV[8], 'token_cost_ms', ARGV[9], 'tokens', ARGV[10], 'cost_ms', number(cost),
   'weight', ARGV[11], 'member', r.member, 'score', r.score, 'start', number(start), 'promote_ms', r.promote_ms,
   'attempt', 0, 'events', 0, 'arrived_ms', number(now), 'deadline_ms', number(now + tonumber(ARGV[14])),
   'priority', ARGV[20], 'stream', ARGV[21])
