@@ -249,6 +249,7 @@ class RequestFinished:
     error_code: str = ""
     error_message: str = ""
     timing: dict[str, float] = field(default_factory=dict)  # queue_ms, ttft_ms, total_ms
+    wait: dict[str, int] = field(default_factory=dict)  # milliseconds by cause; they add up to ttft_ms
 
 
 Event = TextDelta | ChoiceFinished | RequestFinished
@@ -278,6 +279,7 @@ class Principal:
     limits: QuotaLimits
     weight: float = 1.0
     max_priority: Priority = Priority.DEFAULT
+    priority: Priority = Priority.DEFAULT  # of requests that ask for no service tier; at most `max_priority`
     allowed_models: frozenset[str] | None = None  # None: all
 
 

@@ -21,7 +21,7 @@ from apps.scheduler.collector import BatchCollector
 from apps.scheduler.link import WorkerLink
 from apps.scheduler.log import export
 from apps.scheduler.queue import LaneDepth
-from apps.scheduler.router import Candidate, candidates
+from apps.scheduler.router import Candidate, candidates, cause_of_waiting
 
 IDLE_SECONDS = 0.25
 RETRY_SECONDS = 0.5
@@ -48,8 +48,7 @@ class Dispatcher:
             asyncio.create_task(self._every(IDLE_SECONDS, self._listen)),
         ]
         if self._log is not None:
-            log = self._log
-            beats.append(asyncio.create_task(self._every(RETRY_SECONDS, lambda: export(self._redis, log))))
+            self._closing.add(asyncio.create_task(self._export(self._log, stop)))
         try:
             while not stop.is_set():
                 await self._guarded(self._pass)
@@ -73,6 +72,10 @@ class Dispatcher:
             await self._guarded(step)
             await asyncio.sleep(seconds)
 
+    async def _export(self, path: Path, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self._guarded(lambda: export(self._redis, path, stop))
+
     # --- Leasing ---
 
     async def _pass(self) -> None:
@@ -82,6 +85,8 @@ class Dispatcher:
         self._connect(workers)
         usable = [worker for worker in workers if self._links[worker.worker_id].connected]
         lanes, busy = await queue.depths(self._redis)
+        for worker_id, link in self._links.items():
+            link.sequences = busy.get(worker_id, 0)
         holds = [await self._serve(lane, depth, usable, busy) for lane, depth in lanes.items()]
         pause = min([hold for hold in holds if hold > 0], default=IDLE_SECONDS)
         try:
@@ -112,15 +117,16 @@ class Dispatcher:
             free=sum(candidate.free for candidate in open_to),
             idle=any(candidate.busy == 0 for candidate in open_to),
         )
-        if hold_ms:
-            return hold_ms / 1000
-        left = depth.waiting
+        left = 0 if hold_ms else depth.waiting
         for place, candidate in enumerate(open_to):
             if left <= 0:
                 break
             share = -(-left // (len(open_to) - place))
             left -= await self._lease_to(lane, candidate, share)
-        return 0.0
+        cause = cause_of_waiting(lane, workers, held_back=bool(hold_ms))
+        if depth.waiting and cause != depth.cause and (left or hold_ms):
+            await queue.explain(self._redis, lane, cause)
+        return hold_ms / 1000
 
     async def _lease_to(self, lane: str, candidate: Candidate, limit: int) -> int:
         worker_id = candidate.worker.worker_id

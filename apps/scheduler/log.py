@@ -17,11 +17,11 @@ BATCH = 1000
 WAIT_MS = 500
 
 
-async def export(redis: Redis, path: Path) -> None:
-    """Appends every transition from now on to the file, after a checkpoint to begin from. Ends only by cancellation."""
+async def export(redis: Redis, path: Path, stop: asyncio.Event) -> None:
+    """Appends every transition from now on to the file, after a checkpoint to begin from, until `stop`."""
     position = await queue.checkpoint(redis)
     await asyncio.to_thread(_append, path, [fields for _, fields in await redis.xrange(STREAM, position, position)])
-    while True:
+    while not stop.is_set():
         found = await redis.xread({STREAM: position}, count=BATCH, block=WAIT_MS)
         for batch in found.get(STREAM, []) if found else []:
             position = batch[-1][0]

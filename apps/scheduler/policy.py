@@ -20,6 +20,7 @@ from apps.scheduler.cost import Cost
 
 State = Literal["waiting", "running", "finished"]
 REAP_LIMIT = 200
+ATTEMPTS = 1000  # of one generation: a request that Redis lost goes on at the next thousand
 
 
 @dataclass(slots=True)
@@ -179,6 +180,16 @@ class Scheduler:
         self._deadlines.set(request_id, now_ms + min(limits.queue_timeout_ms, limits.total_timeout_ms))
         return Admission("admitted", drain_ms, ticket)
 
+    def restore(self, ticket: Ticket, *, virtual: float, due_ms: int) -> None:
+        """A request that was lost, back at the place it had."""
+        lane = self.lanes[ticket.lane]
+        lane.virtual = max(virtual, lane.virtual)
+        tag = ticket.start + ticket.cost.expected_ms / ticket.weight
+        lane.finish_tags[ticket.org] = max(tag, lane.finish_tags.get(ticket.org, 0.0))
+        self.arrivals = max(ticket.arrival, self.arrivals)
+        self.take_over(ticket, due_ms=due_ms, lease_ms=None)
+        lane.spend(ticket.cost.expected_ms)
+
     def take_over(self, ticket: Ticket, *, due_ms: int, lease_ms: int | None) -> None:
         """A request as another scheduler held it. The lane's tags and work are the caller's to set."""
         lane = self.lanes[ticket.lane]
@@ -235,7 +246,8 @@ class Scheduler:
         """Ends a request that waits or runs: what its organization pays is what it cost, not what was predicted."""
         ticket = self.tickets.pop(request_id)
         lane = self.lanes[ticket.lane]
-        true_ms = ticket.cost.of(generated) if ticket.attempt else 0.0
+        started = ticket.attempt % ATTEMPTS or generated
+        true_ms = ticket.cost.of(generated) if started else 0.0
         was_waiting, ticket.state = ticket.state == "waiting", "finished"
         if was_waiting:
             lane.discount(ticket)

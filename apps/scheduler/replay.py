@@ -100,6 +100,19 @@ def _enqueue(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
     return f"{e['verdict']} {e['drain_ms']} {e['arrival']} {bits(e['score'])}", replayed
 
 
+def _restored(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
+    """A gateway gives back what a flush took."""
+    limits, start, arrived = limits_of(e), float(e["start"]), int(e["arrived_ms"])
+    due = limits.total_timeout_ms if int(e["seen"]) else min(limits.queue_timeout_ms, limits.total_timeout_ms)
+    ticket = Ticket(
+        e["id"], e["lane"], e["org"], Priority(int(e["priority"])), int(e["choices"]), cost_of(e), float(e["weight"]),
+        int(e["arrival"]), arrived, start, start - limits.boost_ms, arrived + limits.max_wait_ms,
+        arrived + limits.total_timeout_ms, attempt=int(e["attempt"]),
+    )  # fmt: skip
+    scheduler.restore(ticket, virtual=float(e["virtual"]), due_ms=arrived + due)
+    return bits(e["score"]), bits(ticket.score)
+
+
 def cost_of(e: Entry) -> Cost:
     return Cost(float(e["fixed_ms"]), float(e["token_ms"]), int(e["tokens"]))
 
@@ -194,6 +207,7 @@ _DECISIONS: dict[str, Callable[[Scheduler, Entry], tuple[str, str]]] = {
     "end": _end,
     "requeue": _requeue,
     "reap": _reap,
+    "restore": _restored,
     "checkpoint": _checkpoint,
 }
 

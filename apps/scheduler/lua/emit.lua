@@ -25,7 +25,9 @@ for _, item in ipairs(cjson.decode(ARGV[2])) do
     renewed[#renewed + 1] = id .. ' ' .. item[2]
     for _, delta in ipairs(item[4]) do
       if delta[3] > 0 then
-        redis.call('HSETNX', key, 'first_token_ms', number(now))
+        if redis.call('HSETNX', key, 'first_token_ms', number(now)) == 1 then
+          redis.call('HSET', key, 'prefill_from_ms', redis.call('HGET', key, 'attempt_ms'))
+        end
         redis.call('HINCRBY', key, 'next:' .. delta[1], delta[3])
         taken[#taken + 1] = string.format('%s %d %d %d %d', id, item[2], delta[1], delta[2], delta[3])
       end

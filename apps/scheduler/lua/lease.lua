@@ -23,7 +23,9 @@ for _ = 1, tonumber(ARGV[4]) do
     leave_lane(r)
     local attempt = redis.call('HINCRBY', key, 'attempt', 1)
     redis.call('HSET', key, 'state', 'running', 'worker', worker)
-    redis.call('HSETNX', key, 'leased_ms', number(now))
+    redis.call('HSET', key, 'attempt_ms', number(now))
+    if not r.leased_ms then redis.call('HSET', key, 'leased_ms', number(now), 'wait', cjson.encode(waited(r, now))) end
+    add('flow:' .. lane, 'leased:' .. r.priority, tonumber(r.cost_ms))
     redis.call('ZADD', 'leases', number(now + tonumber(ARGV[5])), id)
     redis.call('ZADD', 'deadlines', r.deadline_ms, id)
     redis.call('HINCRBY', 'busy', worker, choices)

@@ -31,7 +31,8 @@ async def some_traffic(redis: Redis, count: int = 30) -> None:
 async def exported(redis: Redis, path: Path, work) -> list[dict[str, str]]:
     """What the exporter wrote while `work` ran."""
     path.touch()  # noqa: ASYNC240
-    exporter = asyncio.create_task(log.export(redis, path))
+    stop = asyncio.Event()
+    exporter = asyncio.create_task(log.export(redis, path, stop))
     try:
         async with asyncio.timeout(10):
             await asyncio.sleep(0.1)
@@ -40,8 +41,8 @@ async def exported(redis: Redis, path: Path, work) -> list[dict[str, str]]:
             while not (lines := list(log.read(path))) or lines[-1]["n"] != last:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
     finally:
-        exporter.cancel()
-        await asyncio.gather(exporter, return_exceptions=True)
+        stop.set()
+        await exporter
     return lines
 
 
