@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -12,9 +16,12 @@ from redis.asyncio import Redis
 from apps.core.errors import ServiceError
 from apps.core.types import Outcome, Priority, TextDelta
 from apps.scheduler import queue, services
+from apps.scheduler.forecast import Progress
+from apps.scheduler.replay import pairs
 from tests import history
 from tests.apps.scheduler.factories import make_cost, make_request
-from tests.apps.scheduler.site import Site, site
+from tests.apps.scheduler.site import site
+from tests.services import ROOT
 
 
 async def started(client: history.Client, tokens: int = 3) -> None:
@@ -75,8 +82,6 @@ async def _entries(redis: Redis) -> list[dict[str, str]]:
 
 
 def _pairs(entry: dict[str, str]) -> list[tuple[str, int]]:
-    from apps.scheduler.replay import pairs
-
     return pairs(entry["leased"])
 
 
@@ -114,25 +119,39 @@ async def test_an_attempt_of_before_the_flush_writes_nothing(redis: Redis) -> No
     assert await queue.emit(redis, [stale]) == [lease.request.id]
 
 
-async def test_two_dispatchers_share_and_one_dies_between_any_two_steps(redis: Redis, tmp_path: Path, settings) -> None:
-    settings.ENV = settings.ENV.model_copy(update={"lease_ms": 600})
-    async with site(redis, tmp_path / "log", workers=2, dispatchers=2, step_seconds=0.004) as made:
+@asynccontextmanager
+async def dispatcher_process() -> AsyncIterator[asyncio.subprocess.Process]:
+    """A dispatcher that can be killed as processes are."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "manage.py", "run_dispatcher", cwd=ROOT, env={**os.environ, "LEASE_MS": "600"}
+    )
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_two_dispatchers_share_and_one_is_killed(redis: Redis, tmp_path: Path) -> None:
+    """kill -9 between any two of its steps: its leases lapse, the other goes on, nothing runs twice."""
+    async with (
+        site(redis, tmp_path / "log", workers=2, dispatchers=0, step_seconds=0.02) as made,
+        dispatcher_process() as first,
+        dispatcher_process() as second,
+    ):
+        async with asyncio.timeout(20):
+            while await redis.zcard("dispatchers") < 2:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
         following = [asyncio.create_task(made.run(seed=i, org="ab"[i % 2], max_tokens=12)) for i in range(40)]
-        await asyncio.sleep(0.05)
-        for round_ in range(3):
-            victim, _ = list(made.dispatchers.items())[round_]
-            _kill(made, victim)
-            made.start_dispatcher()
-            await asyncio.sleep(0.15)
-        await asyncio.wait_for(asyncio.gather(*following), 20)
-        await made.check()
+        await asyncio.sleep(0.4)
+        first.kill()
+        await asyncio.wait_for(asyncio.gather(*following), 15)
+        second.terminate()
+        await second.wait()
+        entries = await made.check()
     assert all(client.end.outcome is Outcome.SUCCEEDED for client in made.clients)
-
-
-def _kill(made: Site, dispatcher: asyncio.Task[None]) -> None:
-    """As kill -9 does: no lease is given back, nothing is said to anyone."""
-    made.dispatchers.pop(dispatcher)
-    dispatcher.cancel()
+    assert any(entry["op"] == "requeue" for entry in entries), "the killed one held leases"
 
 
 async def test_cancelling_races_with_the_end_and_one_of_them_wins(redis: Redis, tmp_path: Path) -> None:
@@ -182,8 +201,6 @@ async def test_a_full_queue_says_when_to_come_back(redis: Redis, tmp_path: Path,
 
 
 async def test_a_waiting_request_tells_its_place(redis: Redis, tmp_path: Path) -> None:
-    from apps.scheduler.forecast import Progress
-
     async with site(redis, tmp_path / "log", max_running=1, step_seconds=0.01) as made:
         first = [asyncio.create_task(made.run(seed=i, max_tokens=60)) for i in range(3)]
         await asyncio.sleep(0.1)
