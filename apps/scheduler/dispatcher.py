@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.redis import server_time_ms
+from apps.core.tasks import end
 from apps.core.types import WorkerSnapshot
 from apps.fleet import registry
 from apps.scheduler import queue
@@ -53,9 +54,7 @@ class Dispatcher:
             while not stop.is_set():
                 await self._guarded(self._pass)
         finally:
-            for task in beats:
-                task.cancel()
-            await asyncio.gather(*beats, return_exceptions=True)
+            await end(*beats)
             await asyncio.gather(*(link.close() for link in self._links.values()), *self._closing)
             await self._guarded(lambda: self._redis.zrem("dispatchers", self._name))
 

@@ -11,6 +11,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
+from apps.core.tasks import end
 from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
 from apps.fleet.daemon_client import DaemonClient, ExecuteStream
 from apps.fleet.tokenizers import tokenizer_for
@@ -49,8 +50,7 @@ class WorkerLink:
 
     async def close(self) -> None:
         """Gives back what still runs, without blame."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         await self._give_back(blame=False)
 
     async def submit(self, lease: Lease) -> None:

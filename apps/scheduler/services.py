@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from apps.accounts import quota
 from apps.core.errors import NotFound, QuotaExceeded, ServiceError, Unavailable
 from apps.core.redis import server_time_ms, shared
+from apps.core.tasks import end
 from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, RequestFinished, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.selectors import model_cards
@@ -174,8 +175,7 @@ async def progress(request_id: str, *, after: int = 0) -> AsyncIterator[tuple[in
         async for numbered in stream:
             yield numbered
     finally:
-        pending.cancel()
-        await asyncio.gather(pending, return_exceptions=True)
+        await end(pending)
         await stream.aclose()  # type: ignore[attr-defined]
 
 
