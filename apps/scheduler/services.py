@@ -22,7 +22,7 @@ from apps.fleet import registry
 from apps.fleet.selectors import model_cards
 from apps.scheduler import costs, forecast, queue, refusals
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
-from apps.scheduler.cost import CostModel, price
+from apps.scheduler.cost import price
 from apps.scheduler.events import hub
 from apps.scheduler.forecast import Estimate, Progress
 from apps.scheduler.inflight import Held, Inflight
@@ -119,12 +119,6 @@ async def estimate(request: InferenceRequest) -> Estimate:
         lanes, busy = await queue.depths(redis)
     free = any(busy.get(w.worker_id, 0) < r.max_running for w in workers if (r := w.resident(request.model)))
     return forecast.estimate(request, model, lanes.get(request.model), workers=len(workers), free=free)
-
-
-async def cost_models() -> dict[tuple[str, str], CostModel | None]:
-    """Every (model, worker class) and its fit, for the operators."""
-    with _redis_errors():
-        return await costs.every(shared())
 
 
 # --- Following ---------------------------------------------------------------------------------------------------------
