@@ -12,6 +12,8 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from apps.core.types import ClassLimits, Priority
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 VAR_DIR = Path(os.environ.get("VAR_DIR", BASE_DIR / "var")).resolve()
 STACK_ENV = VAR_DIR / "run" / "stack.env"
@@ -45,8 +47,9 @@ class Env(BaseSettings):
     queue_max_requests: int = Field(1_000, description="waiting requests a lane holds before it refuses")
     queue_max_requests_per_org: int = 500
     queue_max_drain_ms: int = Field(300_000, description="predicted wait above which a lane refuses")
-    queue_timeout_ms: int = 60_000
-    total_timeout_ms: int = 600_000
+    class_flex: ClassLimits = ClassLimits(0.0, 120_000, 300_000, 1_800_000)
+    class_default: ClassLimits = ClassLimits(15_000.0, 30_000, 60_000, 600_000)
+    class_priority: ClassLimits = ClassLimits(60_000.0, 15_000, 60_000, 600_000)
     lease_ms: int = 5_000
     max_attempts: int = 2
     batch_window_ms: int = Field(4, description="how long the collector may hold a request while every worker is busy")
@@ -56,6 +59,10 @@ class Env(BaseSettings):
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
     models_dir: Path = VAR_DIR / "models"
     worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
+
+    @property
+    def classes(self) -> dict[Priority, ClassLimits]:
+        return {Priority.FLEX: self.class_flex, Priority.DEFAULT: self.class_default, Priority.PRIORITY: self.class_priority}
 
 
 ENV = Env()

@@ -46,6 +46,7 @@ UNFOLD: dict[str, Any] = {
                     _link("Workers", "memory", "admin:fleet_worker_changelist"),
                     _link("GPUs", "developer_board", "admin:fleet_gpu_changelist"),
                     _link("Placements", "grid_view", "admin:fleet_placement_changelist"),
+                    _link("Cost models", "calculate", "costs"),
                 ],
             },
             {
@@ -53,6 +54,7 @@ UNFOLD: dict[str, Any] = {
                 "items": [
                     _link("Playground", "chat", "console:home"),
                     _link("Dashboard", "monitoring", "console:dashboard"),
+                    _link("Requests", "timeline", "console:timeline"),
                 ],
             },
         ],

@@ -16,6 +16,7 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from apps.accounts.models import ApiKey, AuditLog, Limits, Organization, Plan, UsageDay, User
 from apps.accounts.services import api_key_create, api_key_revoke, audit
+from apps.core.types import Priority
 
 admin.site.unregister(Group)
 
@@ -84,6 +85,7 @@ class ApiKeyAdmin(ModelAdmin):
         "prefix",
         "organization",
         "scopes",
+        "priority",
         "state_label",
         "last_used_at",
         "expires_at",
@@ -92,7 +94,7 @@ class ApiKeyAdmin(ModelAdmin):
     list_filter = ("organization", "revoked_at")
     list_select_related = ("organization",)
     search_fields = ("name", "prefix", "organization__name")
-    fields = ("organization", "name", "scopes", "expires_at")
+    fields = ("organization", "name", "scopes", "priority", "expires_at")
     actions = ("revoke_selected",)
 
     @display(description="state", label={"active": "success", "expired": "warning", "revoked": "danger"})
@@ -119,6 +121,7 @@ class ApiKeyAdmin(ModelAdmin):
             name=obj.name,
             actor=str(request.user),
             scopes=obj.scopes,
+            priority=Priority(obj.priority),
             expires_in=lifetime,
         )
         obj.pk = made.pk

@@ -57,7 +57,7 @@ def _read(hashed: str) -> Principal | None:
     now = timezone.now()
     if key.last_used_at is None or (now - key.last_used_at).total_seconds() > USED_AT_SECONDS:
         ApiKey.objects.filter(pk=key.pk).update(last_used_at=now)
-    return _principal(key.organization, str(key.pk), frozenset(key.scopes))
+    return _principal(key.organization, str(key.pk), frozenset(key.scopes), Priority(key.priority))
 
 
 async def session_principal(user: Any) -> Principal:
@@ -70,14 +70,18 @@ async def session_principal(user: Any) -> Principal:
     return _principal(found.organization, "session", frozenset(scopes))
 
 
-def _principal(organization: Organization, key_id: str, scopes: frozenset[str]) -> Principal:
+def _principal(
+    organization: Organization, key_id: str, scopes: frozenset[str], priority: Priority = Priority.DEFAULT
+) -> Principal:
+    most = Priority(organization.plan.max_priority)
     return Principal(
         org_id=str(organization.pk),
         key_id=key_id,
         scopes=scopes,
         limits=organization.limits,
         weight=organization.plan.weight,
-        max_priority=Priority(organization.plan.max_priority),
+        max_priority=most,
+        priority=min(priority, most),
     )
 
 

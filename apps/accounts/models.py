@@ -93,6 +93,11 @@ class ApiKey(models.Model):
     prefix = models.CharField(max_length=16, editable=False, help_text="The visible beginning of the key.")
     digest = models.CharField(max_length=64, unique=True, editable=False)
     scopes = models.JSONField(default=list)
+    priority = models.PositiveSmallIntegerField(
+        choices=[(p.value, p.name.lower()) for p in Priority],
+        default=Priority.DEFAULT,
+        help_text="Scheduling class of its requests that ask for no service tier; at most what the plan includes.",
+    )
     created_at = models.DateTimeField(default=timezone.now, editable=False)
     expires_at = models.DateTimeField(null=True, blank=True)
     revoked_at = models.DateTimeField(null=True, blank=True, editable=False)

@@ -57,7 +57,7 @@ class KeySerializer(StrictSerializer):
 
     class Meta:
         model = ApiKey
-        fields = ("id", "organization", "name", "prefix", "scopes", "state", "created_at", "expires_at",
+        fields = ("id", "organization", "name", "prefix", "scopes", "priority", "state", "created_at", "expires_at",
                   "revoked_at", "last_used_at", "expires_in_days", "key")  # fmt: skip
         read_only_fields = ("prefix", "created_at", "expires_at", "revoked_at", "last_used_at")
 

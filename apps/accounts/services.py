@@ -15,6 +15,7 @@ from django.utils import timezone
 from apps.accounts.auth import digest
 from apps.accounts.models import SCOPES, ApiKey, AuditLog, LedgerCursor, Organization, Plan, UsageDay, User
 from apps.core.errors import InvalidRequest
+from apps.core.types import Priority
 
 PREFIX_LENGTH = 10
 DEFAULT_PLAN = "standard"
@@ -43,6 +44,7 @@ def api_key_create(
     name: str,
     actor: str,
     scopes: Sequence[str] = ("inference",),
+    priority: Priority = Priority.DEFAULT,
     expires_in: timedelta | None = None,
     secret: str | None = None,
 ) -> tuple[ApiKey, str]:
@@ -57,6 +59,7 @@ def api_key_create(
         prefix=secret[:PREFIX_LENGTH],
         digest=digest(secret),
         scopes=sorted(scopes),
+        priority=priority,
         expires_at=timezone.now() + expires_in if expires_in else None,
     )
     audit(actor, "key created", f"{organization}/{key}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections import Counter
@@ -17,15 +18,15 @@ from django.http import parse_cookie
 
 from apps.accounts.auth import authenticate, session_principal
 from apps.accounts.models import User
-from apps.api import prepare
+from apps.api import intake
 from apps.api.errors import error_body
 from apps.api.json import parse_object
 from apps.api.render import failure, said, usage_body
-from apps.api.schemas import ChatRequest, parse
 from apps.core.database import in_database
 from apps.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, ServiceError, Unauthenticated
 from apps.core.types import ChoiceFinished, Event, Principal, RequestFinished, TextDelta
 from apps.scheduler import services
+from apps.scheduler.forecast import Progress
 
 AUTH_SECONDS = 10
 RECHECK_SECONDS = 5
@@ -162,9 +163,10 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def _start(self, frame: dict[str, Any], principal: Principal) -> None:
         client_id = self._free_id(frame)
-        if not isinstance(frame.get("request"), dict):
+        body = frame.get("request")
+        if not isinstance(body, dict):
             raise InvalidFrame("request is the body of a chat completion.")
-        prepared = await prepare.chat(parse(ChatRequest, frame["request"]), principal)
+        _, prepared = await intake.chat(lambda: body, principal)
         await services.submit(prepared.request, principal)
         await self._send({"type": "accepted", "id": client_id, "request_id": prepared.request.id})
         self._follow(client_id, prepared.request.id, after=0)
@@ -205,8 +207,11 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
 
     async def _stream(self, client_id: str, request_id: str, after: int) -> None:
         try:
-            async for number, event in services.events(request_id, after=after):
-                await self._send({"id": client_id, "event_id": number, **_frame(event)})
+            async for item in services.progress(request_id, after=after):
+                if isinstance(item, Progress):
+                    await self._send({"type": "queue", "id": client_id, **dataclasses.asdict(item)})
+                else:
+                    await self._send({"id": client_id, "event_id": item[0], **_frame(item[1])})
         except ServiceError as error:
             await self._send_error(client_id, error)
         self.streams.pop(client_id, None)
@@ -248,6 +253,7 @@ def _finished_frame(event: RequestFinished) -> dict[str, Any]:
         "outcome": event.outcome.value,
         "usage": usage_body(event.usage),
         "timing": event.timing,
+        "wait": event.wait,
     }
     error = failure(event)
     return frame if error is None else {**frame, **error_body(error, "")}

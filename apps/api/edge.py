@@ -70,6 +70,8 @@ class Route:
 ROUTES = (
     Route(re.compile(r"/v1/chat/completions"), "POST", endpoints.chat_completions),
     Route(re.compile(r"/v1/completions"), "POST", endpoints.completions),
+    Route(re.compile(r"/v1/estimate"), "POST", endpoints.estimate),
+    Route(re.compile(r"/v1/requests/(?P<name>[^/]+)"), "GET", endpoints.request_status),
     Route(re.compile(r"/v1/models"), "GET", endpoints.models),
     Route(re.compile(r"/v1/models/(?P<name>.+)"), "GET", endpoints.model),
     Route(re.compile(r"/healthz?"), "GET", health.alive, open=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse, StreamingHttpResponse
 
-from apps.api import prepare, sse
+from apps.api import intake, prepare, sse
 from apps.api.errors import error_body
 from apps.api.headers import rate_limit_headers
 from apps.api.json import parse_object
@@ -24,41 +25,55 @@ from apps.core.types import Event, Principal, RequestFinished
 from apps.fleet import registry
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.scheduler import services
+from apps.scheduler.forecast import Progress
 
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 async def chat_completions(request: HttpRequest, principal: Principal) -> HttpResponseBase:
-    body = parse(ChatRequest, parse_object(request.body))
-    prepared = await _counted(principal, body.model, prepare.chat(body, principal))
-    return await _answer(request, principal, prepared, ChatRenderer(prepared, body.include_usage))
+    body, prepared = await intake.chat(lambda: parse_object(request.body), principal)
+    return await _answer(request, principal, prepared, ChatRenderer(prepared, body.include_usage), body.include_queue)
 
 
 async def completions(request: HttpRequest, principal: Principal) -> HttpResponseBase:
-    body = parse(CompletionRequest, parse_object(request.body))
-    prepared = await _counted(principal, body.model, prepare.completion(body, principal))
-    return await _answer(request, principal, prepared, CompletionRenderer(prepared, body.include_usage))
+    body, prepared = await intake.completion(lambda: parse_object(request.body), principal)
+    return await _answer(request, principal, prepared, CompletionRenderer(prepared, body.include_usage), body.include_queue)
 
 
-async def _counted(principal: Principal, model: str, preparing: Awaitable[Prepared]) -> Prepared:
-    """Every refusal is a row: also those met before there was anything to submit."""
-    try:
-        return await preparing
-    except ServiceError as error:
-        known = model if model in await model_cards() else "unknown"
-        await services.refuse(request_id="", org_id=principal.org_id, key_id=principal.key_id, model=known, error=error)
-        raise
+async def estimate(request: HttpRequest, principal: Principal) -> HttpResponseBase:
+    """What the body of a chat completion, or of a completion, would cost and when it would be done, were it sent now."""
+    raw = parse_object(request.body)
+    if "prompt" in raw:
+        prepared = await prepare.completion(parse(CompletionRequest, raw), principal)
+    else:
+        prepared = await prepare.chat(parse(ChatRequest, raw), principal)
+    found = await services.estimate(prepared.request)
+    return JsonResponse({
+        "object": "estimate",
+        "model": prepared.card.name,
+        "service_tier": prepared.tier,
+        "prompt_tokens": prepared.request.num_prompt_tokens,
+        "completion_tokens": found.tokens,
+        **{name: dataclasses.asdict(getattr(found, name)) for name in ("cost", "wait", "first_token", "finish")},
+        "interval": 0.8,
+    })  # fmt: skip
 
 
-async def _answer(request: HttpRequest, principal: Principal, prepared: Prepared, renderer: Renderer) -> HttpResponseBase:
+async def request_status(request: HttpRequest, principal: Principal, name: str) -> HttpResponseBase:
+    return JsonResponse(await services.describe(name, principal.org_id))
+
+
+async def _answer(
+    request: HttpRequest, principal: Principal, prepared: Prepared, renderer: Renderer, show_queue: bool
+) -> HttpResponseBase:
     started = time.monotonic()
     limits = await services.submit(prepared.request, principal)
     headers = rate_limit_headers(limits)
     request_id = request.request_id  # type: ignore[attr-defined]
     if prepared.request.stream:
-        frames = sse.kept_alive(_frames(prepared.request.id, renderer, request_id), settings.ENV.sse_keep_alive_ms)
+        frames = sse.kept_alive(_frames(prepared.request.id, renderer, request_id, show_queue), settings.ENV.sse_keep_alive_ms)
         return StreamingHttpResponse(frames, content_type="text/event-stream", headers={**SSE_HEADERS, **headers})
-    events = [event async for event in _events(prepared.request.id)]
+    events = [event async for event in _events(prepared.request.id) if not isinstance(event, Progress)]
     finished = events[-1]
     error = failure(finished) if isinstance(finished, RequestFinished) else None
     if error is not None:
@@ -68,11 +83,14 @@ async def _answer(request: HttpRequest, principal: Principal, prepared: Prepared
     return HttpResponse(body, content_type="application/json", headers=headers)
 
 
-async def _frames(request_id: str, renderer: Renderer, http_id: str) -> AsyncIterator[bytes]:
+async def _frames(request_id: str, renderer: Renderer, http_id: str, show_queue: bool) -> AsyncIterator[bytes]:
     """The SSE frames of one request. A failure after the first byte is a frame too."""
     yield b"".join(map(sse.frame, renderer.opening())) or sse.KEEP_ALIVE
     try:
-        async for event in _events(request_id):
+        async for event in _events(request_id, show_queue):
+            if isinstance(event, Progress):
+                yield sse.frame(renderer.queue_chunk(event))
+                continue
             if not isinstance(event, RequestFinished):
                 yield sse.frame(renderer.chunk(event))
                 continue
@@ -84,13 +102,16 @@ async def _frames(request_id: str, renderer: Renderer, http_id: str) -> AsyncIte
         yield sse.frame(error_body(error, http_id)) + sse.DONE
 
 
-async def _events(request_id: str) -> AsyncIterator[Event]:
+async def _events(request_id: str, show_queue: bool = False) -> AsyncIterator[Event | Progress]:
     """The request's events. Whoever stops listening before the end has hung up: the request is cancelled."""
     ended = False
     try:
-        async for _, event in services.events(request_id):
-            ended = isinstance(event, RequestFinished)
-            yield event
+        async for item in services.progress(request_id) if show_queue else services.events(request_id):
+            if isinstance(item, Progress):
+                yield item
+                continue
+            ended = isinstance(item[1], RequestFinished)
+            yield item[1]
     finally:
         if not ended:
             await asyncio.shield(services.cancel(request_id))

@@ -8,8 +8,6 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from django.conf import settings
-
 from apps.api.constraints import NamedTool
 from apps.api.grammar import AnswerForm, check
 from apps.api.messages import conversation
@@ -153,7 +151,8 @@ def _prepare(
     top: int | None,
     prefix: str,
 ) -> Prepared:
-    if body.priority > principal.max_priority:
+    priority = principal.priority if body.priority is None else body.priority
+    if priority > principal.max_priority:
         message = f"Your plan does not include the service tier {body.service_tier}."
         raise PermissionDenied(message, code="priority_not_allowed", param="service_tier")
     longest = max(map(len, prompts))
@@ -168,13 +167,11 @@ def _prepare(
         prompts=tuple(map(tuple, prompts)),
         sampling=_sampling(body, tokenizer, max_tokens, top),
         n=body.n or 1,
-        priority=body.priority,
+        priority=priority,
         weight=principal.weight,
-        queue_timeout_ms=settings.ENV.queue_timeout_ms,
-        total_timeout_ms=settings.ENV.total_timeout_ms,
         stream=bool(body.stream),
     )
-    return Prepared(request, card, tokenizer, body.priority.name.lower())
+    return Prepared(request, card, tokenizer, priority.name.lower())
 
 
 def _sampling(body: Sampling, tokenizer: ModelTokenizer, max_tokens: int, top: int | None) -> SamplingParams:

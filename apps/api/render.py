@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from apps.api.prepare import Prepared
 from apps.core.errors import Conflict, DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
 from apps.core.types import ChoiceFinished, Event, Outcome, RequestFinished, TextDelta, TokenLogprob, ToolCallDelta, Usage
 from apps.fleet.tokenizers import ModelTokenizer
+from apps.scheduler.forecast import Progress
 
 Body = dict[str, Any]
 
@@ -106,6 +108,10 @@ class Renderer:
 
     def chunk(self, event: TextDelta | ChoiceFinished) -> Body:
         return self._chunk([self._chunk_choice(event)])
+
+    def queue_chunk(self, progress: Progress) -> Body:
+        """Where the request stands while it waits; for those who asked for it."""
+        return {**self._chunk([]), "queue": dataclasses.asdict(progress)}
 
     def usage_chunk(self, usage: Usage) -> Body | None:
         """The chunk before the end, only for those who asked for it."""

@@ -26,6 +26,7 @@ IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_c
 class StreamOptions(Strict):
     include_usage: bool = False
     include_obfuscation: bool = False
+    include_queue: bool = False  # ours: the place in the queue, while waiting
 
 
 class Sampling(Strict):
@@ -61,8 +62,13 @@ class Sampling(Strict):
         return self.stream_options is not None and self.stream_options.include_usage
 
     @property
-    def priority(self) -> Priority:
-        return {"flex": Priority.FLEX, "priority": Priority.PRIORITY}.get(self.service_tier or "", Priority.DEFAULT)
+    def include_queue(self) -> bool:
+        return self.stream_options is not None and self.stream_options.include_queue
+
+    @property
+    def priority(self) -> Priority | None:
+        """None: whatever the key's class is."""
+        return None if self.service_tier in (None, "auto") else Priority[self.service_tier.upper()]
 
     def biases(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
         """Raises InvalidRequest for what is not a token of the model, or not between -100 and 100."""

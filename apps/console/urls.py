@@ -12,6 +12,7 @@ urlpatterns = [
     path("", views.playground, name="home"),
     path("dashboard/", views.dashboard, name="dashboard"),
     path("dashboard/data/", views.dashboard_data, name="dashboard-data"),
+    path("requests/", views.timeline, name="timeline"),
     path("keys/", views.keys, name="keys"),
     path("keys/<int:key_id>/revoke/", views.revoke_key, name="revoke-key"),
     path("start/", views.quickstart, name="quickstart"),

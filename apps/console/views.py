@@ -10,6 +10,7 @@ from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
+from django.contrib import admin
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, JsonResponse
 from django.shortcuts import redirect, render
@@ -26,6 +27,7 @@ from apps.core.types import Principal
 from apps.fleet import registry
 from apps.metrics.selectors import dashboard as metrics_dashboard
 from apps.scheduler import services
+from apps.scheduler.costs import every as cost_models
 
 WINDOWS = {"15 minutes": 900, "1 hour": 3600, "24 hours": 86400, "7 days": 604800}
 View = Callable[..., HttpResponse]
@@ -57,6 +59,23 @@ def playground(request: HttpRequest, principal: Principal) -> HttpResponse:
 def quickstart(request: HttpRequest, principal: Principal) -> HttpResponse:
     base_url = request.build_absolute_uri("/v1")
     return render(request, "console/quickstart.html", {"page": "quickstart", "base_url": base_url})
+
+
+@require_GET
+@_member
+def timeline(request: HttpRequest, principal: Principal) -> HttpResponse:
+    return render(request, "console/timeline.html", {"page": "timeline", "request_id": request.GET.get("id", "")[:100]})
+
+
+@require_GET
+def costs(request: HttpRequest) -> HttpResponse:
+    """The fitted cost models and how well they predict; a page of the admin."""
+    found = async_to_sync(_with_redis)(cost_models)
+    rows = [
+        {"model": model, "device": device, "fit": fit, "error_percent": 100 * fit.error if fit else None}
+        for (model, device), fit in found.items()
+    ]
+    return render(request, "admin/costs.html", {**admin.site.each_context(request), "title": "Cost models", "costs": rows})
 
 
 @require_GET

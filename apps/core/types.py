@@ -32,11 +32,21 @@ class Outcome(StrEnum):
 
 
 class Priority(IntEnum):
-    """Scheduling class, lowest first. Its boost is `settings.SCHEDULER.boost_ms[priority]`."""
+    """Scheduling class, lowest first; `settings.ENV.classes` has the ClassLimits of each. Batches run as FLEX."""
 
     FLEX = 0
     DEFAULT = 1
     PRIORITY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class ClassLimits:
+    """What a scheduling class is promised, by Redis time."""
+
+    boost_ms: float  # of service: how far ahead of its fair place it stands, which bounds how long lower classes wait
+    max_wait_ms: int  # after this long in the queue a request goes to the front whatever its score
+    queue_timeout_ms: int  # from enqueue to lease
+    total_timeout_ms: int  # from enqueue to the end
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,9 +101,6 @@ class InferenceRequest:
     n: int = 1
     priority: Priority = Priority.DEFAULT
     weight: float = 1.0  # the organization's fair share, relative to others
-    cost_ms: float = 0.0  # predicted, see apps/scheduler/cost.py
-    queue_timeout_ms: int = 60_000  # from enqueue to lease
-    total_timeout_ms: int = 600_000  # from enqueue to the end
     stream: bool = False
 
     @property
@@ -242,6 +249,7 @@ class RequestFinished:
     error_code: str = ""
     error_message: str = ""
     timing: dict[str, float] = field(default_factory=dict)  # queue_ms, ttft_ms, total_ms
+    wait: dict[str, int] = field(default_factory=dict)  # milliseconds by cause; they add up to ttft_ms
 
 
 Event = TextDelta | ChoiceFinished | RequestFinished
@@ -271,6 +279,7 @@ class Principal:
     limits: QuotaLimits
     weight: float = 1.0
     max_priority: Priority = Priority.DEFAULT
+    priority: Priority = Priority.DEFAULT  # of requests that ask for no service tier; at most `max_priority`
     allowed_models: frozenset[str] | None = None  # None: all
 
 

@@ -20,10 +20,10 @@ _ABSENCES = {
 }
 
 
-def queue_refusal(verdict: str, model: str, drain_ms: float, jitter: float) -> Unavailable:
+def queue_refusal(verdict: str, model: str, retry_ms: float, jitter: float) -> Unavailable:
     """The error for what enqueue.lua answered. `jitter` in [0, 1) spreads the retries of many clients over +-20%."""
     message = _MESSAGES[verdict].format(model=model)
-    seconds = retry_after_seconds(drain_ms, jitter)
+    seconds = retry_after_seconds(retry_ms, jitter)
     return Unavailable(f"{message} Try again in {seconds:.0f} s.", code="queue_full", retry_after_seconds=seconds)
 
 
@@ -39,6 +39,6 @@ def absence_refusal(availability: str, model: str) -> Unavailable:
     )
 
 
-def retry_after_seconds(drain_ms: float, jitter: float) -> float:
-    """Predicted drain time spread by +-20%, within the 1 to 60 s that clients honour."""
-    return min(60.0, max(1.0, drain_ms / 1000 * (0.8 + 0.4 * jitter)))
+def retry_after_seconds(retry_ms: float, jitter: float) -> float:
+    """The predicted time spread by +-20%, within the 1 to 60 s that clients honour."""
+    return min(60.0, max(1.0, retry_ms / 1000 * (0.8 + 0.4 * jitter)))

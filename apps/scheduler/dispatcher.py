@@ -7,19 +7,22 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from django.conf import settings
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.redis import server_time_ms
+from apps.core.tasks import end
 from apps.core.types import WorkerSnapshot
 from apps.fleet import registry
 from apps.scheduler import queue
 from apps.scheduler.collector import BatchCollector
 from apps.scheduler.link import WorkerLink
+from apps.scheduler.log import export
 from apps.scheduler.queue import LaneDepth
-from apps.scheduler.router import Candidate, candidates
+from apps.scheduler.router import Candidate, candidates, cause_of_waiting
 
 IDLE_SECONDS = 0.25
 RETRY_SECONDS = 0.5
@@ -29,9 +32,11 @@ _LOG = logging.getLogger(__name__)
 class Dispatcher:
     """One process's share of the dispatching; any number may run beside each other."""
 
-    def __init__(self, redis: Redis, name: str) -> None:
+    def __init__(self, redis: Redis, name: str, log: Path | None = None) -> None:
+        """`log` is a file to which every dispatcher's transitions are appended."""
         self._redis = redis
         self._name = name
+        self._log = log
         self._work = asyncio.Event()
         self._links: dict[str, WorkerLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -43,13 +48,13 @@ class Dispatcher:
             asyncio.create_task(self._every(settings.ENV.lease_ms / 3000, self._keep_alive)),
             asyncio.create_task(self._every(IDLE_SECONDS, self._listen)),
         ]
+        if self._log is not None:
+            self._closing.add(asyncio.create_task(self._export(self._log, stop)))
         try:
             while not stop.is_set():
                 await self._guarded(self._pass)
         finally:
-            for task in beats:
-                task.cancel()
-            await asyncio.gather(*beats, return_exceptions=True)
+            await end(*beats)
             await asyncio.gather(*(link.close() for link in self._links.values()), *self._closing)
             await self._guarded(lambda: self._redis.zrem("dispatchers", self._name))
 
@@ -66,6 +71,10 @@ class Dispatcher:
             await self._guarded(step)
             await asyncio.sleep(seconds)
 
+    async def _export(self, path: Path, stop: asyncio.Event) -> None:
+        while not stop.is_set():
+            await self._guarded(lambda: export(self._redis, path, stop))
+
     # --- Leasing ---
 
     async def _pass(self) -> None:
@@ -75,6 +84,8 @@ class Dispatcher:
         self._connect(workers)
         usable = [worker for worker in workers if self._links[worker.worker_id].connected]
         lanes, busy = await queue.depths(self._redis)
+        for worker_id, link in self._links.items():
+            link.sequences = busy.get(worker_id, 0)
         holds = [await self._serve(lane, depth, usable, busy) for lane, depth in lanes.items()]
         pause = min([hold for hold in holds if hold > 0], default=IDLE_SECONDS)
         try:
@@ -105,15 +116,16 @@ class Dispatcher:
             free=sum(candidate.free for candidate in open_to),
             idle=any(candidate.busy == 0 for candidate in open_to),
         )
-        if hold_ms:
-            return hold_ms / 1000
-        left = depth.waiting
+        left = 0 if hold_ms else depth.waiting
         for place, candidate in enumerate(open_to):
             if left <= 0:
                 break
             share = -(-left // (len(open_to) - place))
             left -= await self._lease_to(lane, candidate, share)
-        return 0.0
+        cause = cause_of_waiting(lane, workers, held_back=bool(hold_ms))
+        if depth.waiting and cause != depth.cause and (left or hold_ms):
+            await queue.explain(self._redis, lane, cause)
+        return hold_ms / 1000
 
     async def _lease_to(self, lane: str, candidate: Candidate, limit: int) -> int:
         worker_id = candidate.worker.worker_id

@@ -35,14 +35,19 @@ class EventHub:
         self._inboxes: defaultdict[str, set[_Inbox]] = defaultdict(set)
         self._reader: asyncio.Task[None] | None = None
 
-    async def follow(self, request_id: str, after: int) -> AsyncIterator[tuple[int, Event]]:
-        """(id, event) for every event past `after`, ending with RequestFinished. Raises NotFound when the log is gone."""
+    async def follow(self, request_id: str, after: int, payloads: list[str] | None = None) -> AsyncIterator[tuple[int, Event]]:
+        """(id, event) for every event past `after`, ending with RequestFinished. Raises NotFound when the log is gone.
+
+        `payloads`, when given, is made to hold what the log held up to the latest event.
+        """
         async with self._joined(request_id) as inbox:
             waiting = await self._read(request_id, after)
             while True:
                 for number, payload in waiting:
                     event = decode_event(payload)
                     after = number
+                    if payloads is not None and number == len(payloads) + 1:
+                        payloads.append(payload)
                     yield number, event
                     if isinstance(event, RequestFinished):
                         return

@@ -11,11 +11,13 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
+from apps.core.tasks import end
 from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
 from apps.fleet.daemon_client import DaemonClient, ExecuteStream
 from apps.fleet.tokenizers import tokenizer_for
-from apps.scheduler import queue
+from apps.scheduler import costs, queue
 from apps.scheduler.codec import Garbled, decode_event
+from apps.scheduler.meter import Meter
 from apps.scheduler.queue import Lease
 from apps.scheduler.running import RunningRequest
 
@@ -31,6 +33,8 @@ class WorkerLink:
     def __init__(self, redis: Redis, worker: WorkerSnapshot, on_free: asyncio.Event) -> None:
         self.worker = worker
         self.running: dict[str, RunningRequest] = {}
+        self.sequences = 0  # of every dispatcher, on this worker
+        self._meter = Meter()
         self._redis = redis
         self._on_free = on_free
         self._stream: ExecuteStream | None = None
@@ -46,8 +50,7 @@ class WorkerLink:
 
     async def close(self) -> None:
         """Gives back what still runs, without blame."""
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await end(self._task)
         await self._give_back(blame=False)
 
     async def submit(self, lease: Lease) -> None:
@@ -64,6 +67,7 @@ class WorkerLink:
             await self._finish(running)
             return
         self.running[request.id] = running
+        self._meter.begin(request.id, request.num_choices)
         if self._stream is None:
             return  # The link broke meanwhile: _run gives this back with the rest.
         await self._stream.submit(
@@ -82,6 +86,7 @@ class WorkerLink:
     async def abort(self, request_id: str) -> None:
         """Drops a request whose lease is void; the engine leaves it before its next step."""
         running = self.running.pop(request_id, None)
+        self._meter.end(request_id)
         if running is not None and self._stream is not None:
             await self._stream.abort(request_id, running.lease.attempt)
         self._on_free.set()
@@ -106,7 +111,7 @@ class WorkerLink:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _give_back(self, *, blame: bool) -> None:
-        held, self.running = self.held, {}
+        held, self.running, self._meter = self.held, {}, Meter()
         try:
             await queue.requeue(self._redis, held, blame=blame)
         except RedisError as error:
@@ -114,6 +119,7 @@ class WorkerLink:
 
     async def _apply(self, step: StepOutput) -> None:
         """Publishes one step: one transition for all its tokens, one for each request that ended."""
+        self._meter.step(self.sequences)
         by_request: defaultdict[str, list[SequenceDelta]] = defaultdict(list)
         for delta in step.deltas:
             running = self.running.get(delta.request_id)
@@ -122,6 +128,8 @@ class WorkerLink:
         emissions = [self.running[request_id].apply(deltas) for request_id, deltas in by_request.items()]
         published = [emission for emission in emissions if emission.deltas]
         if published:
+            for emission in published:
+                self._meter.count(emission.request_id, sum(row[2] for row in emission.deltas), emission.cached_tokens)
             for request_id in await queue.emit(self._redis, published):
                 await self.abort(request_id)
         for request_id, deltas in by_request.items():
@@ -139,7 +147,15 @@ class WorkerLink:
             await self._finish(running)
 
     async def _finish(self, running: RunningRequest) -> None:
-        await queue.finish(self._redis, running.id, Outcome.SUCCEEDED, attempt=running.lease.attempt)
+        ended = await queue.finish(self._redis, running.id, Outcome.SUCCEEDED, attempt=running.lease.attempt)
+        spent = self._meter.end(running.id)
+        if ended and spent is not None and running.lease.attempt == 1:
+            request = running.lease.request
+            computed = max(0, request.num_prompt_tokens - spent.cached_tokens)
+            await costs.observe(
+                self._redis, model=request.model, device=self.worker.device, prompt_tokens=computed,
+                generated=spent.tokens, gpu_ms=spent.gpu_ms,
+            )  # fmt: skip
         await self.abort(running.id)
 
     async def _fail(self, running: RunningRequest, code: str) -> None:

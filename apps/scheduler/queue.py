@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from django.conf import settings
 from redis.asyncio import Redis
@@ -15,19 +16,21 @@ from apps.core.redis import LuaScript
 from apps.core.types import InferenceRequest, Outcome
 from apps.scheduler.codec import Garbled, decode_request, encode_request
 from apps.scheduler.cost import Cost
-from apps.scheduler.policy import BOOST_MS, MAX_WAIT_MS
+from apps.scheduler.policy import REAP_LIMIT
 
 _LUA = Path(__file__).parent / "lua"
 _COMMON, _END = _LUA / "common.lua", _LUA / "end_request.lua"
 _ENQUEUE = LuaScript(_LUA / "enqueue.lua", _COMMON)
+_RESTORE = LuaScript(_LUA / "restore.lua", _COMMON)
+_EXPLAIN = LuaScript(_LUA / "explain.lua", _COMMON)
+_STATUS = LuaScript(_LUA / "status.lua", _COMMON)
 _LEASE = LuaScript(_LUA / "lease.lua", _COMMON)
 _EMIT = LuaScript(_LUA / "emit.lua", _COMMON)
 _RENEW = LuaScript(_LUA / "renew.lua", _COMMON)
 _FINISH = LuaScript(_LUA / "finish.lua", _COMMON, SETTLE_LUA, _END)
 _REQUEUE = LuaScript(_LUA / "requeue.lua", _COMMON, SETTLE_LUA, _END)
+_CHECKPOINT = LuaScript(_LUA / "checkpoint.lua", _COMMON)
 _REAP = LuaScript(_LUA / "reap.lua", _COMMON, SETTLE_LUA, _END)
-
-REAP_LIMIT = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +53,65 @@ class Emission:
     reasoning_tokens: int = 0
 
 
-async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, workers: int) -> tuple[str, int]:
-    """("admitted" or the bound it would break, the lane's predicted drain in ms)."""
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a request was put: enough to put it there again. The floats are as Redis wrote them, to the bit."""
+
+    args: tuple[str | int | float, ...]
+    arrival: str
+    start: str
+    virtual: str
+    arrived_ms: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """The bound that stands against a request, and when another try would be admitted."""
+
+    verdict: str
+    retry_ms: int
+
+
+async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, workers: int) -> Place | Refusal:
+    """Admits the request unless a bound of its lane stands against it."""
     env = settings.ENV
-    verdict, drain_ms = await _ENQUEUE(
-        redis,
-        keys=[],
-        args=[
-            request.id, request.model, request.org_id, request.key_id, encode_request(request),
-            request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
-            request.weight, BOOST_MS[request.priority], request.queue_timeout_ms, request.total_timeout_ms,
-            MAX_WAIT_MS[request.priority], env.queue_max_requests, env.queue_max_requests_per_org,
-            env.queue_max_drain_ms, workers, int(request.priority), int(request.stream),
-        ],
+    limits = env.classes[request.priority]
+    args: tuple[str | int | float, ...] = (
+        request.id, request.model, request.org_id, request.key_id, encode_request(request),
+        request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
+        request.weight, limits.boost_ms, limits.queue_timeout_ms, limits.total_timeout_ms,
+        limits.max_wait_ms, env.queue_max_requests, env.queue_max_requests_per_org,
+        env.queue_max_drain_ms, workers, int(request.priority), int(request.stream),
     )  # fmt: skip
-    return verdict, int(drain_ms)
+    verdict, retry_ms, *place = await _ENQUEUE(redis, keys=[], args=args)
+    return Place(args, *place) if verdict == "admitted" else Refusal(verdict, int(retry_ms))
+
+
+async def restore(redis: Redis, place: Place, *, generation: int, payloads: Sequence[str], seen: dict[int, int]) -> bool:
+    """Puts back a request that Redis has lost: `payloads` are its events so far, `seen` the tokens of each choice.
+    `generation` grows with every loss. False when the request is there."""
+    again = (place.arrival, place.start, place.virtual, place.arrived_ms, generation, json.dumps(payloads), json.dumps(seen))
+    return bool(await _RESTORE(redis, keys=[], args=[*place.args, *again]))
+
+
+async def explain(redis: Redis, lane: str, cause: str) -> None:
+    """Says why the lane's head waits, from now on."""
+    await _EXPLAIN(redis, keys=[], args=[lane, cause])
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A request's record, where its wait went so far (ms by cause), and its lane while it waits."""
+
+    fields: dict[str, str]
+    wait: dict[str, int]
+    lane: dict[str, Any]
+
+
+async def status(redis: Redis, request_id: str) -> Status | None:
+    """None when the request is unknown, or no longer kept."""
+    parts = await _STATUS(redis, keys=[], args=[request_id])
+    return Status(*map(json.loads, parts)) if parts else None
 
 
 async def lease(redis: Redis, *, lane: str, worker: str, max_sequences: int, limit: int) -> list[Lease]:
@@ -119,11 +166,17 @@ async def reap(redis: Redis) -> int:
     return int(ended) + await requeue(redis, pairs, blame=True)
 
 
+async def checkpoint(redis: Redis) -> str:
+    """Puts the whole state into the event log: a replay can begin there. Returns the entry's stream id."""
+    return str(await _CHECKPOINT(redis, keys=[], args=[]))
+
+
 @dataclass(frozen=True, slots=True)
 class LaneDepth:
     waiting: int
     running: int
     work_ms: float
+    cause: str = ""  # why the head waits, as it was said last
 
 
 async def depths(redis: Redis) -> tuple[dict[str, LaneDepth], dict[str, int]]:
@@ -136,6 +189,7 @@ async def depths(redis: Redis) -> tuple[dict[str, LaneDepth], dict[str, int]]:
                 int(depth.get(f"waiting:{lane}", 0)),
                 int(depth.get(f"running:{lane}", 0)),
                 max(0.0, float(depth.get(f"work:{lane}", 0))),
+                depth.get(f"cause:{lane}", ""),
             )
             for lane in sorted(lanes)
         },

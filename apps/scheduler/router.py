@@ -37,3 +37,16 @@ def candidates(model: str, workers: Iterable[WorkerSnapshot], busy: dict[str, in
         found.append(Candidate(worker, count, resident.max_running, load_ms))
     free = [candidate for candidate in found if candidate.free > 0]
     return sorted(free, key=lambda c: (c.load_ms, c.worker.worker_id))
+
+
+def cause_of_waiting(model: str, workers: Iterable[WorkerSnapshot], *, held_back: bool) -> str:
+    """Why requests still wait after a round of leasing: one of lua/common.lua's CAUSES."""
+    if held_back:
+        return "batch_window"
+    holders = [worker for worker in workers if worker.resident(model) is not None]
+    states = {resident.state for worker in holders if (resident := worker.resident(model))}
+    if any(not worker.draining for worker in holders) and "ready" in states:
+        return "capacity"
+    if any(worker.draining for worker in holders):
+        return "mode_switch"
+    return "model_load" if "loading" in states else "no_worker"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -14,17 +14,22 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.accounts import quota
-from apps.core.errors import ServiceError, Unavailable
+from apps.core.errors import NotFound, QuotaExceeded, ServiceError, Unavailable
 from apps.core.redis import server_time_ms, shared
-from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, ResidentModel
+from apps.core.tasks import end
+from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, RequestFinished, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.selectors import model_cards
-from apps.scheduler import queue
-from apps.scheduler.admission import absence_refusal, queue_refusal
+from apps.scheduler import costs, forecast, queue, refusals
+from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
 from apps.scheduler.cost import price
 from apps.scheduler.events import hub
+from apps.scheduler.forecast import Estimate, Progress
+from apps.scheduler.inflight import Held, Inflight
+from apps.scheduler.queue import Refusal
 
-LEDGER_LENGTH = 1_000_000
+QUEUE_EVENT_SECONDS = 0.5
+_inflight = Inflight()
 
 
 @contextmanager
@@ -38,41 +43,57 @@ def _redis_errors() -> Iterator[None]:
         ) from None
 
 
+# --- Admission ---------------------------------------------------------------------------------------------------------
+
+
 async def submit(request: InferenceRequest, principal: Principal) -> RateLimitState:
     """Reserves quota and enqueues. Raises QuotaExceeded or Unavailable, each already written to the ledger."""
     redis = shared()
-    with _redis_errors():
-        try:
+    try:
+        with _redis_errors():
             return await _submit(redis, request, principal)
-        except ServiceError as error:
-            await _record_refusal(redis, request.id, request.org_id, request.key_id, request.model, error)
-            raise
+    except ServiceError as error:
+        await refusals.record(
+            redis, error, request_id=request.id, org_id=request.org_id, key_id=request.key_id, model=request.model,
+            priority=request.priority, stream=request.stream,
+        )  # fmt: skip
+        raise
 
 
 async def _submit(redis: Redis, request: InferenceRequest, principal: Principal) -> RateLimitState:
-    residents = await _ready_residents(redis, request.model)
-    state = await quota.reserve(
-        redis,
-        request_id=request.id,
-        principal=principal,
-        tokens=request.max_total_tokens,
-        ttl_ms=request.total_timeout_ms + settings.ENV.lease_ms,
-    )
+    workers = await _ready_workers(redis, request.model)
+    ttl_ms = settings.ENV.classes[request.priority].total_timeout_ms + settings.ENV.lease_ms
+    state = await _reserve(redis, request, principal, ttl_ms, len(workers))
     try:
-        verdict, drain_ms = await queue.enqueue(redis, request, price(request, residents), workers=len(residents))
-        if verdict != "admitted":
-            raise queue_refusal(verdict, request.model, drain_ms, random.random())
+        cost = price(request, await costs.to_price_by(redis, request.model, workers))
+        placed = await queue.enqueue(redis, request, cost, workers=len(workers))
+        if isinstance(placed, Refusal):
+            raise queue_refusal(placed.verdict, request.model, placed.retry_ms, random.random())
     except (ServiceError, RedisError):
         await quota.release(redis, request_id=request.id, org_id=request.org_id)
         raise
+    _inflight.hold(Held(request, principal, placed, ttl_ms, time.monotonic() + ttl_ms / 1000))
     return state
 
 
-async def _ready_residents(redis: Redis, model: str) -> list[ResidentModel]:
-    """The model as each live worker holds it. Raises Unavailable when none can run it."""
+async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal, ttl_ms: int, workers: int) -> RateLimitState:
+    """Too many at once is over when one of them ends, which the lane's load tells; the windows of the others are exact."""
+    tokens = request.max_total_tokens
+    try:
+        return await quota.reserve(redis, request_id=request.id, principal=principal, tokens=tokens, ttl_ms=ttl_ms)
+    except QuotaExceeded as error:
+        if error.code == "concurrency_exceeded":
+            lanes, _ = await queue.depths(redis)
+            if (lane := lanes.get(request.model)) and lane.waiting + lane.running:
+                each_ms = lane.work_ms / workers / (lane.waiting + lane.running)
+                error.retry_after_seconds = retry_after_seconds(each_ms, random.random())
+        raise
+
+
+async def _ready_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
+    """The live workers that can run the model now. Raises Unavailable when there is none."""
     workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
-    held = [resident for worker in workers if not worker.draining and (resident := worker.resident(model))]
-    ready = [resident for resident in held if resident.state == "ready"]
+    ready = [w for w in workers if not w.draining and (held := w.resident(model)) and held.state == "ready"]
     if not ready:
         cards = await model_cards()
         state = (
@@ -86,32 +107,103 @@ async def _ready_residents(redis: Redis, model: str) -> list[ResidentModel]:
 
 async def refuse(*, request_id: str, org_id: str, key_id: str, model: str, error: ServiceError) -> None:
     """Writes the ledger row of a request that was refused before it could be submitted. Never raises for Redis."""
-    try:
-        await _record_refusal(shared(), request_id, org_id, key_id, model, error)
-    except RedisError:
-        return  # The client's answer matters more than our count of it.
+    await refusals.record(shared(), error, request_id=request_id, org_id=org_id, key_id=key_id, model=model)
 
 
-async def _record_refusal(redis: Redis, request_id: str, org_id: str, key_id: str, model: str, error: ServiceError) -> None:
-    now = await server_time_ms(redis)
-    entry = {
-        "request_id": request_id, "org_id": org_id, "key_id": key_id, "model": model,
-        "outcome": Outcome.REFUSED.value, "code": error.code, "priority": 1, "stream": False,
-        "prompt_tokens": 0, "completion_tokens": 0, "cached_tokens": 0, "arrived_ms": now, "finished_ms": now,
-        "queue_ms": 0, "ttft_ms": 0, "total_ms": 0, "attempts": 0, "worker_id": "",
-    }  # fmt: skip
-    await redis.xadd("ledger", {"entry": json.dumps(entry)}, maxlen=LEDGER_LENGTH, approximate=True)
+async def estimate(request: InferenceRequest) -> Estimate:
+    """What the request would cost, and when it would start and end, were it sent now. Raises Unavailable."""
+    redis = shared()
+    with _redis_errors():
+        workers = await _ready_workers(redis, request.model)
+        model = await costs.to_price_by(redis, request.model, workers)
+        lanes, busy = await queue.depths(redis)
+    free = any(busy.get(w.worker_id, 0) < r.max_running for w in workers if (r := w.resident(request.model)))
+    return forecast.estimate(request, model, lanes.get(request.model), workers=len(workers), free=free)
+
+
+# --- Following ---------------------------------------------------------------------------------------------------------
 
 
 async def events(request_id: str, *, after: int = 0) -> AsyncIterator[tuple[int, Event]]:
-    """(id, event) past `after`, live, ending after RequestFinished. Raises NotFound when they are no longer kept."""
-    with _redis_errors():
-        async for numbered in hub(shared()).follow(request_id, after):
+    """(id, event) past `after`, live, ending after RequestFinished. Raises NotFound when they are no longer kept.
+
+    A request of ours that Redis has lost is put back, and its events go on.
+    """
+    redis = shared()
+    held = _inflight.get(request_id)
+    while True:
+        try:
+            with _redis_errors():
+                async for number, event in hub(redis).follow(request_id, after, held.payloads if held else None):
+                    after = number
+                    if isinstance(event, RequestFinished):
+                        _inflight.release(request_id)
+                    yield number, event
+            return
+        except NotFound:
+            if held is None or _inflight.get(request_id) is None:
+                raise
+        except Unavailable:
+            if held is None or time.monotonic() > held.until:
+                raise
+            await asyncio.sleep(QUEUE_EVENT_SECONDS)  # Redis restarts; the client's line is kept open meanwhile
+            continue
+        try:
+            await held.restore(redis)
+        except RedisError:
+            await asyncio.sleep(QUEUE_EVENT_SECONDS)
+
+
+async def progress(request_id: str, *, after: int = 0) -> AsyncIterator[tuple[int, Event] | Progress]:
+    """As `events`, with where the request stands whenever that changed, until its first event."""
+    stream = events(request_id, after=after)
+    pending = asyncio.ensure_future(anext(stream))
+    shown: Progress | None = None
+    try:
+        while not (await asyncio.wait({pending}, timeout=QUEUE_EVENT_SECONDS if shown else 0.02))[0]:
+            now = await _progress(request_id)
+            if now is not None and now != shown:
+                shown = now
+                yield now
+        yield await pending
+        async for numbered in stream:
             yield numbered
+    finally:
+        await end(pending)
+        await stream.aclose()  # type: ignore[attr-defined]
+
+
+async def _progress(request_id: str) -> Progress | None:
+    """None unless it waits; also while Redis does not answer, which the stream itself will tell."""
+    try:
+        redis = shared()
+        status = await queue.status(redis, request_id)
+        if status is None or not status.lane:
+            return None
+        return forecast.progress(status, workers=await _count_workers(redis, status.fields["lane"]))
+    except RedisError:
+        return None
+
+
+async def _count_workers(redis: Redis, model: str) -> int:
+    workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
+    return sum(worker.resident(model) is not None for worker in workers)
+
+
+async def describe(request_id: str, org_id: str) -> dict[str, Any]:
+    """Where a request of the organization stands or how it went, and why it waited. Raises NotFound."""
+    redis = shared()
+    with _redis_errors():
+        status = await queue.status(redis, request_id)
+        if status is None or status.fields["org"] != org_id:
+            raise NotFound("There is no such request, or it ended too long ago.")
+        workers = await _count_workers(redis, status.fields["lane"])
+    return forecast.description(request_id, status, workers=workers)
 
 
 async def cancel(request_id: str) -> None:
     """Ends the request wherever it is; the engine drops it before its next step. Charges what was generated."""
+    _inflight.release(request_id)
     with _redis_errors():
         await queue.finish(shared(), request_id, Outcome.CANCELLED, code="cancelled", message="The request was cancelled.")
 

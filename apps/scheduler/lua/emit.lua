@@ -4,7 +4,7 @@
 -- ARGV: lease_ms, JSON [[id, attempt, cached_tokens, [[choice, first_index, count, payload], ...],
 --   reasoning_tokens], ...]
 -- Returns the ids that were refused: their engine work is void.
-local now, refused = now_ms(), {}
+local now, refused, renewed, taken = now_ms(), {}, {}, {}
 for _, item in ipairs(cjson.decode(ARGV[2])) do
   local id, key = item[1], 'request:' .. item[1]
   local held = redis.call('HMGET', key, 'state', 'attempt')
@@ -22,10 +22,14 @@ for _, item in ipairs(cjson.decode(ARGV[2])) do
     refused[#refused + 1] = id
   else
     redis.call('ZADD', 'leases', number(now + tonumber(ARGV[1])), id)
+    renewed[#renewed + 1] = id .. ' ' .. item[2]
     for _, delta in ipairs(item[4]) do
       if delta[3] > 0 then
-        redis.call('HSETNX', key, 'first_token_ms', number(now))
+        if redis.call('HSETNX', key, 'first_token_ms', number(now)) == 1 then
+          redis.call('HSET', key, 'prefill_from_ms', redis.call('HGET', key, 'attempt_ms'))
+        end
         redis.call('HINCRBY', key, 'next:' .. delta[1], delta[3])
+        taken[#taken + 1] = string.format('%s %d %d %d %d', id, item[2], delta[1], delta[2], delta[3])
       end
       append_event(id, delta[4])
     end
@@ -33,4 +37,6 @@ for _, item in ipairs(cjson.decode(ARGV[2])) do
     if item[5] > 0 then redis.call('HINCRBY', key, 'reasoning_tokens', item[5]) end
   end
 end
+record(now, 'emit', 'lease_ms', ARGV[1], 'renewed', table.concat(renewed, ' '), 'tokens', table.concat(taken, ' '),
+  'refused', table.concat(refused, ' '))
 return refused

@@ -5,12 +5,14 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
   for field, value in pairs(r) do
     if string.sub(field, 1, 5) == 'next:' then generated = generated + tonumber(value) end
   end
-  local started = tonumber(r.attempt) > 0
+  local attempts = tonumber(r.attempt) % 1000
+  local started = attempts > 0 or generated > 0
   local prompt = started and tonumber(r.prompt_tokens) or 0
   local usage = {
     prompt_tokens = prompt, completion_tokens = generated, cached_tokens = tonumber(r.cached_tokens or 0),
     reasoning_tokens = tonumber(r.reasoning_tokens or 0),
   }
+  local wait = r.wait and cjson.decode(r.wait) or waited(r, now)
   if r.state == 'waiting' then
     leave_lane(r)
   else
@@ -18,28 +20,36 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
     redis.call('PUBLISH', 'abort', id .. ' ' .. r.attempt)
   end
   redis.call('ZREM', 'deadlines', id)
-  redis.call('HINCRBYFLOAT', 'depth', 'work:' .. r.lane, number(-tonumber(r.cost_ms)))
+  spend(r.lane, -tonumber(r.cost_ms))
   local true_cost = started and (tonumber(r.fixed_cost_ms) + tonumber(r.token_cost_ms) * generated) or 0
   if redis.call('HEXISTS', 'fair:' .. r.lane, 'F:' .. r.org) == 1 then
     local correction = (true_cost - tonumber(r.cost_ms)) / tonumber(r.weight)
-    redis.call('HINCRBYFLOAT', 'fair:' .. r.lane, 'F:' .. r.org, number(correction))
+    add('fair:' .. r.lane, 'F:' .. r.org, correction)
   end
   settle_quota(r.org, id, usage.prompt_tokens + usage.completion_tokens, now)
 
   local arrived = tonumber(r.arrived_ms)
   local timing = { queue_ms = tonumber(r.leased_ms or now) - arrived, total_ms = now - arrived }
-  if r.first_token_ms then timing.ttft_ms = tonumber(r.first_token_ms) - arrived end
+  if r.first_token_ms then
+    timing.ttft_ms = tonumber(r.first_token_ms) - arrived
+    wait.prefill = tonumber(r.first_token_ms) - tonumber(r.prefill_from_ms)
+    local again = timing.ttft_ms - timing.queue_ms - wait.prefill
+    if again > 0 then wait.retry = (wait.retry or 0) + again end
+  end
   append_event(id, 'f' .. cjson.encode({
-    outcome = outcome, usage = usage, error_code = code, error_message = message, timing = timing,
+    outcome = outcome, usage = usage, error_code = code, error_message = message, timing = timing, wait = wait,
   }))
   redis.call('XADD', 'ledger', 'MAXLEN', '~', 1000000, '*', 'entry', cjson.encode({
     request_id = id, org_id = r.org, key_id = r.key, model = r.lane, outcome = outcome, code = code,
     priority = tonumber(r.priority), stream = r.stream == '1', prompt_tokens = usage.prompt_tokens,
     completion_tokens = usage.completion_tokens, cached_tokens = usage.cached_tokens, arrived_ms = arrived,
     finished_ms = now, queue_ms = timing.queue_ms, ttft_ms = timing.ttft_ms or 0, total_ms = timing.total_ms,
-    attempts = tonumber(r.attempt), worker_id = r.worker or '',
+    attempts = attempts, worker_id = r.worker or '', wait = wait,
   }))
-  redis.call('HSET', key, 'state', 'finished')
+  record(now, 'end', 'id', id, 'attempt', r.attempt, 'outcome', outcome, 'code', code, 'generated', generated,
+    'tag', redis.call('HGET', 'fair:' .. r.lane, 'F:' .. r.org) or '')
+  redis.call('HSET', key, 'state', 'finished', 'outcome', outcome, 'code', code, 'finished_ms', number(now),
+    'wait', cjson.encode(wait), 'generated', generated)
   redis.call('HDEL', key, 'payload')
   redis.call('PEXPIRE', key, events_ttl_ms)
   redis.call('PEXPIRE', 'events:' .. id, events_ttl_ms)

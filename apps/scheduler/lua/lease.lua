@@ -2,7 +2,7 @@
 -- ARGV: lane, worker, max_sequences (the worker's bound), limit (requests), lease_ms
 -- Returns a list of {id, attempt, payload, ms left of its total timeout}
 local lane, worker, bound = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local now, leased = now_ms(), {}
+local now, leased, pairs_leased = now_ms(), {}, {}
 local busy = tonumber(redis.call('HGET', 'busy', worker) or 0)
 for _ = 1, tonumber(ARGV[4]) do
   local member = redis.call('ZRANGEBYSCORE', 'promote:' .. lane, '-inf', number(now), 'LIMIT', 0, 1)[1]
@@ -23,14 +23,21 @@ for _ = 1, tonumber(ARGV[4]) do
     leave_lane(r)
     local attempt = redis.call('HINCRBY', key, 'attempt', 1)
     redis.call('HSET', key, 'state', 'running', 'worker', worker)
-    redis.call('HSETNX', key, 'leased_ms', number(now))
+    redis.call('HSET', key, 'attempt_ms', number(now))
+    if not r.leased_ms then redis.call('HSET', key, 'leased_ms', number(now), 'wait', cjson.encode(waited(r, now))) end
+    add('flow:' .. lane, 'leased:' .. r.priority, tonumber(r.cost_ms))
     redis.call('ZADD', 'leases', number(now + tonumber(ARGV[5])), id)
     redis.call('ZADD', 'deadlines', r.deadline_ms, id)
     redis.call('HINCRBY', 'busy', worker, choices)
     redis.call('HINCRBY', 'depth', 'running:' .. lane, 1)
     local virtual = tonumber(redis.call('HGET', 'fair:' .. lane, 'V') or 0)
     redis.call('HSET', 'fair:' .. lane, 'V', number(math.max(virtual, tonumber(r.start))))
+    pairs_leased[#pairs_leased + 1] = id .. ' ' .. attempt
     leased[#leased + 1] = { id, attempt, r.payload, math.max(1, math.floor(tonumber(r.deadline_ms) - now)) }
   end
+end
+if #leased > 0 then
+  record(now, 'lease', 'lane', lane, 'worker', worker, 'max_sequences', bound, 'limit', ARGV[4], 'lease_ms', ARGV[5],
+    'leased', table.concat(pairs_leased, ' '))
 end
 return leased

@@ -8,4 +8,5 @@ for i = 2, #ARGV, 2 do
     lost[#lost + 1] = ARGV[i]
   end
 end
+record(now, 'renew', 'lease_ms', ARGV[1], 'held', table.concat(ARGV, ' ', 2), 'lost', table.concat(lost, ' '))
 return lost

@@ -7,7 +7,10 @@ for i = 4, #ARGV, 2 do
   if r.state == 'running' and r.attempt == ARGV[i + 1] then
     count = count + 1
     local crashes = redis.call('HINCRBY', 'request:' .. id, 'crashes', ARGV[3])
-    if crashes >= tonumber(ARGV[1]) then
+    local ends = crashes >= tonumber(ARGV[1])
+    record(now, 'requeue', 'id', id, 'attempt', r.attempt, 'blame', ARGV[3], 'max_attempts', ARGV[1],
+      'became', ends and 'ended' or 'waiting')
+    if ends then
       end_request(id, r, 'failed', 'worker_lost', 'The worker running this request was lost. Send it again.', ARGV[2], now)
     else
       leave_worker(id, r)

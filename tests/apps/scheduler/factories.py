@@ -11,14 +11,14 @@ from apps.scheduler.cost import Cost
 _numbers = itertools.count(1)
 
 
-def make_request(*, max_tokens: int = 4, stop: tuple[str, ...] = (), **fields: Any) -> InferenceRequest:
+def make_request(*, max_tokens: int = 4, seed: int = 1, stop: tuple[str, ...] = (), **fields: Any) -> InferenceRequest:
     defaults: dict[str, Any] = {
         "id": f"r{next(_numbers)}",
         "org_id": "1",
         "key_id": "1",
         "model": "m",
         "prompts": ((1, 2, 3),),
-        "sampling": SamplingParams(max_tokens=max_tokens, seed=1, stop=stop),
+        "sampling": SamplingParams(max_tokens=max_tokens, seed=seed, stop=stop),
         "priority": Priority.DEFAULT,
     }
     return InferenceRequest(**{**defaults, **fields})

@@ -7,7 +7,7 @@ import pytest
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
 from apps.scheduler.collector import BatchCollector
-from apps.scheduler.cost import price
+from apps.scheduler.cost import price, reported
 from apps.scheduler.router import candidates
 from tests.apps.scheduler.factories import make_request
 
@@ -44,7 +44,7 @@ def test_a_busy_worker_s_window_gathers_and_ends() -> None:
 
 def test_price_is_prefill_plus_what_is_expected_to_be_generated() -> None:
     residents = [w.models[0] for w in (worker("a"), worker("b", decode_ms=5))]
-    cost = price(make_request(max_tokens=10, n=2), residents)
+    cost = price(make_request(max_tokens=10, n=2), reported(residents))
     assert cost.expected_ms == 3 * 2.0 + 2 * 10 * 1.0
 
 

@@ -8,7 +8,7 @@ import json
 import pytest
 from redis.asyncio import Redis
 
-from apps.core.types import ChoiceFinished, FinishReason, Outcome, RequestFinished, TextDelta
+from apps.core.types import ChoiceFinished, ClassLimits, FinishReason, Outcome, Priority, RequestFinished, TextDelta
 from apps.scheduler import queue
 from apps.scheduler.codec import decode_event, encode_event
 from apps.scheduler.events import EventHub
@@ -18,7 +18,7 @@ from tests.apps.scheduler.factories import make_cost, make_request
 
 async def enqueue(redis: Redis, **fields) -> str:
     request = make_request(**fields)
-    assert (await queue.enqueue(redis, request, make_cost(), workers=1))[0] == "admitted"
+    assert isinstance(await queue.enqueue(redis, request, make_cost(), workers=1), queue.Place)
     return request.id
 
 
@@ -107,8 +107,10 @@ async def test_handing_over_blames_nobody(redis: Redis) -> None:
     assert (await lease(redis))[0].attempt == 6
 
 
-async def test_lapsed_leases_come_back_and_deadlines_end(redis: Redis) -> None:
-    waiting = await enqueue(redis, queue_timeout_ms=1)
+async def test_lapsed_leases_come_back_and_deadlines_end(redis: Redis, settings) -> None:
+    hurried = ClassLimits(boost_ms=0, max_wait_ms=1, queue_timeout_ms=1, total_timeout_ms=1000)
+    settings.ENV = settings.ENV.model_copy(update={"class_flex": hurried})
+    waiting = await enqueue(redis, priority=Priority.FLEX)
     await asyncio.sleep(0.005)
     assert await queue.reap(redis) == 1
     assert (await log(redis, waiting))[-1].error_code == "queue_timeout"
@@ -146,7 +148,9 @@ async def test_each_bound_of_the_queue_refuses(redis: Redis, settings, bound: st
     settings.ENV = settings.ENV.model_copy(update={bound: 2 if bound != "queue_max_drain_ms" else 20})
     for _ in range(2):
         await enqueue(redis)
-    assert (await queue.enqueue(redis, make_request(), make_cost(), workers=1))[0] == verdict
+    refusal = await queue.enqueue(redis, make_request(), make_cost(), workers=1)
+    assert isinstance(refusal, queue.Refusal)
+    assert refusal.verdict == verdict
 
 
 async def test_enqueuing_twice_admits_once(redis: Redis) -> None:

@@ -6,10 +6,11 @@ import asyncio
 import os
 import signal
 import socket
+from pathlib import Path
 from typing import Any
 
 from django.conf import settings
-from django.core.management.base import BaseCommand
+from django.core.management.base import BaseCommand, CommandParser
 
 from apps.core.redis import connect
 from apps.scheduler.dispatcher import Dispatcher
@@ -18,16 +19,19 @@ from apps.scheduler.dispatcher import Dispatcher
 class Command(BaseCommand):
     help = "Dispatch queued requests to the workers until SIGTERM; what still runs is handed to another dispatcher."
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        asyncio.run(self._main())
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--log", type=Path, help="append every transition to this file, for `replay` and `simulate`")
 
-    async def _main(self) -> None:
+    def handle(self, *args: Any, **options: Any) -> None:
+        asyncio.run(self._main(options["log"]))
+
+    async def _main(self, log: Path | None) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
         redis = connect(settings.ENV.redis_url)
         try:
-            await Dispatcher(redis, f"{socket.gethostname()}-{os.getpid()}").run(stop)
+            await Dispatcher(redis, f"{socket.gethostname()}-{os.getpid()}", log).run(stop)
         finally:
             await redis.aclose()

@@ -1,0 +1,42 @@
+"""From what a client sent to a request ready to submit, over HTTP and WebSocket alike. Every refusal is a ledger row."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from apps.api import prepare
+from apps.api.prepare import Prepared
+from apps.api.schemas import ChatRequest, CompletionRequest, Sampling, parse
+from apps.core.errors import ServiceError
+from apps.core.types import Principal
+from apps.fleet.selectors import model_cards
+from apps.scheduler import services
+
+_Body = TypeVar("_Body", bound=Sampling)
+Read = Callable[[], dict[str, Any]]
+
+
+async def chat(read: Read, principal: Principal) -> tuple[ChatRequest, Prepared]:
+    """Raises what `read` raises, and NotFound, InvalidRequest, PermissionDenied or Unavailable."""
+    return await _counted(read, ChatRequest, prepare.chat, principal)
+
+
+async def completion(read: Read, principal: Principal) -> tuple[CompletionRequest, Prepared]:
+    """Raises what `read` raises, and NotFound, InvalidRequest, PermissionDenied or Unavailable."""
+    return await _counted(read, CompletionRequest, prepare.completion, principal)
+
+
+async def _counted(
+    read: Read, schema: type[_Body], make: Callable[[_Body, Principal], Awaitable[Prepared]], principal: Principal
+) -> tuple[_Body, Prepared]:
+    named = ""
+    try:
+        raw = read()
+        named = str(raw.get("model"))
+        body = parse(schema, raw)
+        return body, await make(body, principal)
+    except ServiceError as error:
+        model = named if named in await model_cards() else "unknown"  # a name of the client's invention is no label
+        await services.refuse(request_id="", org_id=principal.org_id, key_id=principal.key_id, model=model, error=error)
+        raise

@@ -1,0 +1,45 @@
+"""How much of a worker's time each request took: every step's time is shared by the sequences that were on the worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(slots=True)
+class Spent:
+    choices: int
+    gpu_ms: float = 0.0
+    tokens: int = 0
+    cached_tokens: int = 0
+
+
+class Meter:
+    """One worker's, as one dispatcher sees it."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = 0.0
+        self._running: dict[str, Spent] = {}
+
+    def begin(self, request_id: str, choices: int) -> None:
+        if not self._running:
+            self._since = self._clock()  # what the worker idled is nobody's
+        self._running[request_id] = Spent(choices)
+
+    def step(self, sequences: int) -> None:
+        """A step ended. `sequences` are on the worker by all dispatchers' count, which may lag behind ours."""
+        now = self._clock()
+        elapsed_ms, self._since = (now - self._since) * 1000, now
+        sharing = max(sequences, sum(spent.choices for spent in self._running.values()))
+        for spent in self._running.values():
+            spent.gpu_ms += elapsed_ms * spent.choices / sharing
+
+    def count(self, request_id: str, tokens: int, cached_tokens: int) -> None:
+        if (spent := self._running.get(request_id)) is not None:
+            spent.tokens += tokens
+            spent.cached_tokens += cached_tokens
+
+    def end(self, request_id: str) -> Spent | None:
+        return self._running.pop(request_id, None)
