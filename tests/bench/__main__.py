@@ -43,7 +43,7 @@ def own_stack() -> Iterator[Target]:
         stack = subprocess.Popen(
             [sys.executable, "manage.py", "up"],
             cwd=ROOT,
-            env={**os.environ, "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key},
+            env={**os.environ, "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key, "METRICS_TOKEN": key},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -78,6 +78,14 @@ def measure(target: Target, concurrencies: list[int], max_tokens: int) -> list[R
     ]
 
 
+def forward_share(target: Target) -> float:
+    """Of the engine's last busy seconds, the share inside the model's forward pass, as /metrics tells it. 8 steady streams first."""
+    asyncio.run(run(target, concurrency=8, requests=16, max_tokens=128, seed=7))
+    url, headers = f"{target.base_url.removesuffix('/v1')}/metrics", {"Authorization": f"Bearer {target.api_key}"}
+    lines = httpx.get(url, headers=headers, timeout=10).text.splitlines()
+    return float(next(line for line in lines if line.startswith("inference:engine_forward_share{")).split()[-1])
+
+
 def table(title: str, results: list[Result]) -> Table:
     drawn = Table(title=title)
     for column in ("streams", "output tokens/s", "time to first token p50", "p99", "time per token p50"):
@@ -109,6 +117,7 @@ def main() -> None:
     else:
         with own_stack() as target:
             results = measure(target, args.streams, args.max_tokens)
+            console.print(f"8 streams, steady: {forward_share(target):.1%} of the engine's time inside the forward pass")
     console.print(table(f"{args.model}, {args.max_tokens} tokens a request", results))
 
 

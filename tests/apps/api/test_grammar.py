@@ -93,20 +93,21 @@ def test_what_is_allowed(form: AnswerForm, text: str, allowed: bool | None, tags
 
 @pytest.mark.parametrize("name", REFUSED)
 async def test_a_hostile_schema_is_refused_within_a_second_and_others_go_on(name: str) -> None:
-    longest, last = 0.0, time.perf_counter()
+    # Processor time, all threads': a neighbour on the machine must not fail the test, and holding the GIL costs as much.
+    longest, last = 0.0, time.process_time()
 
     async def tick() -> None:
         nonlocal longest, last
         while True:
             await asyncio.sleep(0.005)
-            now = time.perf_counter()
+            now = time.process_time()
             longest, last = max(longest, now - last), now
 
     ticking = asyncio.create_task(tick())
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(InvalidRequest) as refusal:
         await check(AnswerForm(schema=REFUSED[name]), ["response_format.json_schema.schema"])
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     ticking.cancel()
     assert longest < 0.25
     assert (refusal.value.code, refusal.value.param) == ("invalid_schema", "response_format.json_schema.schema")
@@ -116,9 +117,9 @@ async def test_a_hostile_schema_is_refused_within_a_second_and_others_go_on(name
 
 @pytest.mark.parametrize("name", HARMLESS)
 async def test_what_only_looks_hostile_is_enforced(name: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     await check(AnswerForm(schema=HARMLESS[name]), ["response_format"])
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
 
 
 async def test_the_schema_at_fault_is_named() -> None:
