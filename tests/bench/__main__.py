@@ -79,7 +79,7 @@ def measure(target: Target, concurrencies: list[int], max_tokens: int) -> list[R
 
 
 def forward_share(target: Target) -> float:
-    """Of the engine's last busy seconds, the share inside the model's forward pass, as /metrics tells it. 8 steady streams first."""
+    """The share of the engine's last busy seconds inside the forward pass, as /metrics tells it, after 8 steady streams."""
     asyncio.run(run(target, concurrency=8, requests=16, max_tokens=128, seed=7))
     url, headers = f"{target.base_url.removesuffix('/v1')}/metrics", {"Authorization": f"Bearer {target.api_key}"}
     lines = httpx.get(url, headers=headers, timeout=10).text.splitlines()
