@@ -52,7 +52,8 @@ class Env(BaseSettings):
     class_priority: ClassLimits = ClassLimits(60_000.0, 15_000, 60_000, 600_000)
     lease_ms: int = 5_000
     max_attempts: int = 2
-    batch_window_ms: int = Field(4, description="how long the collector may hold a request while every worker is busy")
+    batch_window_ms: int = Field(4, description="how long the collector may hold a request while its workers are nearly full")
+    batch_max_cost_ms: int = Field(2_000, description="predicted work that closes the collector's window early, at full load")
     events_ttl_ms: int = Field(600_000, description="how long a finished request's events can be read again")
 
     # The fleet.

@@ -18,7 +18,7 @@ from apps.core.tasks import end
 from apps.core.types import WorkerSnapshot
 from apps.fleet import registry
 from apps.scheduler import queue
-from apps.scheduler.collector import BatchCollector
+from apps.scheduler.collector import BatchCollector, LaneView
 from apps.scheduler.link import WorkerLink
 from apps.scheduler.log import export
 from apps.scheduler.queue import LaneDepth
@@ -40,7 +40,9 @@ class Dispatcher:
         self._work = asyncio.Event()
         self._links: dict[str, WorkerLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
-        self._collectors: defaultdict[str, BatchCollector] = defaultdict(lambda: BatchCollector(settings.ENV.batch_window_ms))
+        self._collectors: defaultdict[str, BatchCollector] = defaultdict(
+            lambda: BatchCollector(settings.ENV.batch_window_ms, settings.ENV.batch_max_cost_ms)
+        )
 
     async def run(self, stop: asyncio.Event) -> None:
         """Dispatches until `stop` is set; then lets what runs end or hands it over."""
@@ -110,12 +112,14 @@ class Dispatcher:
     async def _serve(self, lane: str, depth: LaneDepth, workers: list[WorkerSnapshot], busy: dict[str, int]) -> float:
         """Leases the lane's next requests to the workers with room. Returns seconds to hold the lane, or 0."""
         open_to = candidates(lane, workers, busy)
-        hold_ms = self._collectors[lane].hold_ms(
-            time.monotonic() * 1000,
+        view = LaneView(
             waiting=depth.waiting,
+            waiting_ms=depth.waiting_ms,
             free=sum(candidate.free for candidate in open_to),
+            busy=sum(candidate.busy for candidate in open_to),
             idle=any(candidate.busy == 0 for candidate in open_to),
         )
+        hold_ms = self._collectors[lane].hold_ms(time.monotonic() * 1000, view)
         left = 0 if hold_ms else depth.waiting
         for place, candidate in enumerate(open_to):
             if left <= 0:

@@ -178,6 +178,11 @@ class LaneDepth:
     work_ms: float
     cause: str = ""  # why the head waits, as it was said last
 
+    @property
+    def waiting_ms(self) -> float:
+        """Of the predicted work, what has not begun: an equal share a request."""
+        return self.work_ms * self.waiting / max(1, self.waiting + self.running)
+
 
 async def depths(redis: Redis) -> tuple[dict[str, LaneDepth], dict[str, int]]:
     """Every lane's depth, and each worker's leased sequences."""

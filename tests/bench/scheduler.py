@@ -6,6 +6,7 @@ starvation  one flex request against endless priority load, 200 times
 overload    ten times more than can be served
 kills       a worker killed in mid-stream
 flush       FLUSHALL with 50 running and 500 queued
+retry       what `Retry-After` said against when a retry was accepted
 """
 
 # ruff: noqa: ASYNC110  What is waited for happens in objects that have no events.
@@ -143,16 +144,14 @@ async def overload(redis: Any, path: Path, count: int) -> None:
     async with site(redis, path, max_running=4, step_seconds=0.02) as made:
         capacity = 4 / (5 * 0.022)
         refused: list[float] = []
-        retries: list[tuple[float, float]] = []
         longest = 0
 
         async def one(seed: int) -> None:
             started = time.perf_counter()
             try:
                 client = await made.submit(org=str(seed % 7), seed=seed, max_tokens=5)
-            except ServiceError as error:
+            except ServiceError:
                 refused.append((time.perf_counter() - started) * 1000)
-                retries.append((started, error.retry_after_seconds or 0))
                 return
             await made.follow(client)
 
@@ -225,9 +224,45 @@ async def flush(redis: Any, path: Path, count: int) -> None:
     print(f"{succeeded} of {50 + count} succeeded, none doubled; serving again after {served:.1f} s")
 
 
+async def retry(redis: Any, path: Path, count: int) -> None:
+    """A full queue refuses `count` at once. They come back one by one in the order of what each was told, and the first
+    moment at which the next of them is let in is what it should have been told."""
+    from apps.core.errors import ServiceError
+    from tests.apps.scheduler.site import site
+
+    _with_env(queue_max_requests=100, queue_max_requests_per_org=10**6)
+    errors: list[float] = []
+    async with site(redis, path, max_running=4, step_seconds=0.02) as made:
+
+        async def told(org: str, seed: int) -> float | None:
+            """Seconds until a retry, or None when it was let in."""
+            try:
+                following.append(asyncio.create_task(made.follow(await made.submit(org=org, seed=seed, max_tokens=20))))
+            except ServiceError as error:
+                return error.retry_after_seconds
+            return None
+
+        following: list[asyncio.Task[Any]] = []
+        for seed in range(30):  # so that costs are fitted
+            await made.run(seed=seed, max_tokens=20)
+        while await told("full", len(following)) is None:
+            pass
+        started = time.perf_counter()
+        promised = sorted([await told(f"late{i}", i) or 0.0 for i in range(count)])
+        for i, promise in enumerate(promised):
+            while await told("again", i) is not None:
+                await asyncio.sleep(0.02)
+            happened = time.perf_counter() - started
+            errors.append(abs(promise - happened) / max(1.0, happened))  # nobody can be told less than a second
+        await asyncio.gather(*following)
+        await made.check()
+    print(f"{count} refused, told {promised[0]:.1f} to {promised[-1]:.1f} s; let in after {happened:.1f} s at last; "
+          f"median error {statistics.median(errors):.0%}, p90 {quantile(errors, 0.9):.0%}")  # fmt: skip
+
+
 BENCHES: dict[str, tuple[Callable[[Any, Path, int], Awaitable[None]], int]] = {
     "throughput": (throughput, 3000), "flood": (flood, 50), "starvation": (starvation, 200), "overload": (overload, 20),
-    "kills": (kills, 300), "flush": (flush, 500),
+    "kills": (kills, 300), "flush": (flush, 500), "retry": (retry, 60),
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
-from apps.scheduler.collector import BatchCollector
+from apps.scheduler.collector import BatchCollector, LaneView
 from apps.scheduler.cost import price, reported
 from apps.scheduler.router import candidates
 from tests.apps.scheduler.factories import make_request
@@ -29,17 +29,39 @@ def test_the_least_loaded_worker_by_milliseconds_comes_first() -> None:
     assert [(c.worker.worker_id, c.free) for c in found] == [("fast", 1), ("slow", 3)]
 
 
+def view(waiting: int = 1, *, waiting_ms: float = 1.0, free: int = 8, busy: int = 8, idle: bool = False) -> LaneView:
+    return LaneView(waiting, waiting_ms, free, busy, idle)
+
+
 def test_an_idle_worker_never_waits_for_the_window() -> None:
-    collector = BatchCollector(window_ms=10)
-    assert collector.hold_ms(0, waiting=1, free=8, idle=True) == 0
+    assert BatchCollector(20, 100).hold_ms(0, view(idle=True, busy=0)) == 0
+    assert BatchCollector(20, 100).hold_ms(0, view(idle=True)) == 0, "one of several is idle"
 
 
 def test_a_busy_worker_s_window_gathers_and_ends() -> None:
-    collector = BatchCollector(window_ms=10)
-    assert collector.hold_ms(0, waiting=1, free=8, idle=False) == 10
-    assert collector.hold_ms(6, waiting=2, free=8, idle=False) == 4
-    assert collector.hold_ms(10, waiting=2, free=8, idle=False) == 0
-    assert collector.hold_ms(11, waiting=8, free=8, idle=False) == 0, "a full batch goes at once"
+    collector = BatchCollector(20, 100)
+    assert collector.hold_ms(0, view()) == 10, "half of the sequences are taken: half of the window"
+    assert collector.hold_ms(3, view(2)) == 7
+    assert collector.hold_ms(10, view(2)) == 0
+    assert collector.hold_ms(11, view(8)) == 0, "a full batch goes at once"
+
+
+@pytest.mark.parametrize(("busy", "held"), [(1, 20 / 9), (8, 10), (24, 15)])
+def test_the_window_grows_with_the_load(busy: int, held: float) -> None:
+    assert BatchCollector(20, 100).hold_ms(0, view(busy=busy)) == pytest.approx(held)
+
+
+def test_enough_work_closes_the_window_and_more_is_enough_at_a_higher_load() -> None:
+    assert BatchCollector(20, 100).hold_ms(0, view(waiting_ms=60)) == 0
+    assert BatchCollector(20, 100).hold_ms(0, view(waiting_ms=60, busy=24)) > 0
+
+
+def test_nothing_is_waited_for_that_is_not_likely_to_come() -> None:
+    collector = BatchCollector(20, 100)
+    for now in range(0, 5_000, 500):
+        collector.hold_ms(now, view(1))
+        collector.hold_ms(now + 1, view(0))
+    assert collector.hold_ms(5_000, view(1)) == 0
 
 
 def test_price_is_prefill_plus_what_is_expected_to_be_generated() -> None:
