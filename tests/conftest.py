@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
 from apps.core.redis import connect
+from apps.fleet.weights import pull
 
 
 @pytest.fixture
@@ -23,6 +25,14 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.flushdb()
     yield client
     await client.aclose()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the real SmolLM2-135M-Instruct, fetched when it is not there."""
+    models = Path(os.environ["MODELS_DIR"])
+    pull("smollm2-135m", models, lambda *_: None)
+    return models / "smollm2-135m"
 
 
 @pytest.fixture(scope="session")

@@ -35,10 +35,12 @@ class Estimate:
     finish: Span
 
 
-def estimate(request: InferenceRequest, model: CostModel, lane: LaneDepth | None, *, workers: int, free: bool) -> Estimate:
+def estimate(
+    request: InferenceRequest, model: CostModel, lane: LaneDepth | None, *, workers: int, pace: float, free: bool
+) -> Estimate:
     """`free` is whether a worker has a sequence free: then nobody waits for anything but the dispatcher."""
     cost = price(request, model)
-    wait = 0.0 if free or lane is None else lane.work_ms / max(1, workers)
+    wait = 0.0 if free or lane is None else lane.work_ms / pace
     # With others on the worker each step is theirs too: the request's own share is as long as it is large.
     beside = max(1.0, (lane.running if lane else 0) / max(1, workers) + 1)
     first = wait + cost.fixed_ms + cost.token_ms * beside
@@ -57,15 +59,15 @@ class Progress:
     cause: str
 
 
-def progress(status: Status, *, workers: int) -> Progress:
+def progress(status: Status, *, pace: float) -> Progress:
     lane = status.lane
     ahead = lane["waiting_ms"] * lane["position"] / max(1, lane["waiting"])
     # Of what runs, half is done on average.
-    starts_in = (lane["running_ms"] / 2 + ahead) / max(1, workers)
+    starts_in = (lane["running_ms"] / 2 + ahead) / pace
     return Progress(int(lane["position"]), int(lane["waiting"]), round(starts_in), lane["cause"])
 
 
-def description(request_id: str, status: Status, *, workers: int) -> dict[str, Any]:
+def description(request_id: str, status: Status, *, pace: float) -> dict[str, Any]:
     """The body of GET /v1/requests/{id}. `wait` adds up to the time from arrival to the first token, or so far."""
     fields, now = status.fields, float(status.fields["now_ms"])
     arrived = float(fields["arrived_ms"])
@@ -93,7 +95,7 @@ def description(request_id: str, status: Status, *, workers: int) -> dict[str, A
         "queue": None,
     }
     if status.lane:
-        place = progress(status, workers=workers)
+        place = progress(status, pace=pace)
         body["queue"] = {"position": place.position, "waiting": place.waiting,
                          "starts_in_ms": place.starts_in_ms, "cause": place.cause}  # fmt: skip
     return body

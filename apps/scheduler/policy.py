@@ -159,10 +159,10 @@ class Scheduler:
         weight: float,
         limits: ClassLimits,
         bounds: Bounds,
-        workers: int,
+        pace: float,
     ) -> Admission:
         place = self.lanes[lane]
-        drain_ms = math.floor(max(0.0, place.work_ms) / max(1, workers))
+        drain_ms = math.floor(max(0.0, place.work_ms) / pace)
         if request_id in self.tickets:
             return Admission("admitted", drain_ms, self.tickets[request_id])
         if refusal := self._refusal(place, org, bounds, drain_ms):

@@ -31,6 +31,8 @@ _FINISH = LuaScript(_LUA / "finish.lua", _COMMON, SETTLE_LUA, _END)
 _REQUEUE = LuaScript(_LUA / "requeue.lua", _COMMON, SETTLE_LUA, _END)
 _CHECKPOINT = LuaScript(_LUA / "checkpoint.lua", _COMMON)
 _REAP = LuaScript(_LUA / "reap.lua", _COMMON, SETTLE_LUA, _END)
+ENOUGH_ENDS = 5  # before a measured pace is believed
+MAX_PACE = 10_000.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +74,8 @@ class Refusal:
     retry_ms: int
 
 
-async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, workers: int) -> Place | Refusal:
-    """Admits the request unless a bound of its lane stands against it."""
+async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, pace: float) -> Place | Refusal:
+    """Admits the request unless a bound of its lane stands against it. The lane's drain is its work over `pace`."""
     env = settings.ENV
     limits = env.classes[request.priority]
     args: tuple[str | int | float, ...] = (
@@ -81,7 +83,7 @@ async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, worker
         request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
         request.weight, limits.boost_ms, limits.queue_timeout_ms, limits.total_timeout_ms,
         limits.max_wait_ms, env.queue_max_requests, env.queue_max_requests_per_org,
-        env.queue_max_drain_ms, workers, int(request.priority), int(request.stream),
+        env.queue_max_drain_ms, pace, int(request.priority), int(request.stream),
     )  # fmt: skip
     verdict, retry_ms, *place = await _ENQUEUE(redis, keys=[], args=args)
     return Place(args, *place) if verdict == "admitted" else Refusal(verdict, int(retry_ms))
@@ -182,6 +184,12 @@ class LaneDepth:
     def waiting_ms(self) -> float:
         """Of the predicted work, what has not begun: an equal share a request."""
         return self.work_ms * self.waiting / max(1, self.waiting + self.running)
+
+
+async def pace(redis: Redis, lane: str, workers: int) -> float:
+    """Predicted ms of work that the lane gets done a ms: measured while requests waited, or one for each worker."""
+    cost_ms, ms, ends = map(float, [value or 0 for value in await redis.hmget(f"pace:{lane}", "cost_ms", "ms", "n")])
+    return min(MAX_PACE, max(1 / MAX_PACE, cost_ms / ms)) if ends >= ENOUGH_ENDS and ms > 0 else max(1, workers)
 
 
 async def depths(redis: Redis) -> tuple[dict[str, LaneDepth], dict[str, int]]:

@@ -91,7 +91,7 @@ def _enqueue(scheduler: Scheduler, e: Entry) -> tuple[str, str]:
         weight=float(e["weight"]),
         limits=limits_of(e),
         bounds=Bounds(int(e["lane_cap"]), int(e["org_cap"]), int(e["drain_cap_ms"])),
-        workers=int(e["workers"]),
+        pace=float(e["pace"]),
     )
     ticket = admission.ticket
     replayed = (

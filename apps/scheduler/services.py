@@ -63,10 +63,11 @@ async def submit(request: InferenceRequest, principal: Principal) -> RateLimitSt
 async def _submit(redis: Redis, request: InferenceRequest, principal: Principal) -> RateLimitState:
     workers = await _ready_workers(redis, request.model)
     ttl_ms = settings.ENV.classes[request.priority].total_timeout_ms + settings.ENV.lease_ms
-    state = await _reserve(redis, request, principal, ttl_ms, len(workers))
+    pace = await queue.pace(redis, request.model, len(workers))
+    state = await _reserve(redis, request, principal, ttl_ms, pace)
     try:
         cost = price(request, await costs.to_price_by(redis, request.model, workers))
-        placed = await queue.enqueue(redis, request, cost, workers=len(workers))
+        placed = await queue.enqueue(redis, request, cost, pace=pace)
         if isinstance(placed, Refusal):
             raise queue_refusal(placed.verdict, request.model, placed.retry_ms, random.random())
     except (ServiceError, RedisError):
@@ -76,7 +77,7 @@ async def _submit(redis: Redis, request: InferenceRequest, principal: Principal)
     return state
 
 
-async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal, ttl_ms: int, workers: int) -> RateLimitState:
+async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal, ttl_ms: int, pace: float) -> RateLimitState:
     """Too many at once is over when one of them ends, which the lane's load tells; the windows of the others are exact."""
     tokens = request.max_total_tokens
     try:
@@ -85,7 +86,7 @@ async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal
         if error.code == "concurrency_exceeded":
             lanes, _ = await queue.depths(redis)
             if (lane := lanes.get(request.model)) and lane.waiting + lane.running:
-                each_ms = lane.work_ms / workers / (lane.waiting + lane.running)
+                each_ms = lane.work_ms / pace / (lane.waiting + lane.running)
                 error.retry_after_seconds = retry_after_seconds(each_ms, random.random())
         raise
 
@@ -117,8 +118,9 @@ async def estimate(request: InferenceRequest) -> Estimate:
         workers = await _ready_workers(redis, request.model)
         model = await costs.to_price_by(redis, request.model, workers)
         lanes, busy = await queue.depths(redis)
+        pace = await queue.pace(redis, request.model, len(workers))
     free = any(busy.get(w.worker_id, 0) < r.max_running for w in workers if (r := w.resident(request.model)))
-    return forecast.estimate(request, model, lanes.get(request.model), workers=len(workers), free=free)
+    return forecast.estimate(request, model, lanes.get(request.model), workers=len(workers), pace=pace, free=free)
 
 
 # --- Following ---------------------------------------------------------------------------------------------------------
@@ -180,14 +182,14 @@ async def _progress(request_id: str) -> Progress | None:
         status = await queue.status(redis, request_id)
         if status is None or not status.lane:
             return None
-        return forecast.progress(status, workers=await _count_workers(redis, status.fields["lane"]))
+        return forecast.progress(status, pace=await _pace(redis, status.fields["lane"]))
     except RedisError:
         return None
 
 
-async def _count_workers(redis: Redis, model: str) -> int:
+async def _pace(redis: Redis, model: str) -> float:
     workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
-    return sum(worker.resident(model) is not None for worker in workers)
+    return await queue.pace(redis, model, sum(worker.resident(model) is not None for worker in workers))
 
 
 async def describe(request_id: str, org_id: str) -> dict[str, Any]:
@@ -197,8 +199,8 @@ async def describe(request_id: str, org_id: str) -> dict[str, Any]:
         status = await queue.status(redis, request_id)
         if status is None or status.fields["org"] != org_id:
             raise NotFound("There is no such request, or it ended too long ago.")
-        workers = await _count_workers(redis, status.fields["lane"])
-    return forecast.description(request_id, status, workers=workers)
+        pace = await _pace(redis, status.fields["lane"])
+    return forecast.description(request_id, status, pace=pace)
 
 
 async def cancel(request_id: str) -> None:

@@ -138,7 +138,7 @@ class Simulation:
         admission = self._scheduler.enqueue(
             arrival.at_ms, request_id=request_id, lane=arrival.lane, org=arrival.org, priority=arrival.priority,
             choices=1, cost=arrival.cost, weight=policy.weights.get(arrival.org, arrival.weight),
-            limits=policy.classes[arrival.priority], bounds=policy.bounds, workers=policy.workers,
+            limits=policy.classes[arrival.priority], bounds=policy.bounds, pace=policy.workers,
         )  # fmt: skip
         if admission.verdict != "admitted":
             self.results[arrival.org].refused += 1
@@ -200,12 +200,12 @@ def _from_log(entries: list[Mapping[str, str]]) -> list[Arrival]:
 
 
 def policy_of(entries: Iterable[Mapping[str, str]], policy: Policy) -> Policy:
-    """The policy with the classes, bounds and workers that a log was recorded under; the latest of each."""
+    """The policy with the classes, bounds and pace that a log was recorded under; the latest of each."""
     for e in entries:
         if e.get("op") == "enqueue":
             bounds = Bounds(int(e["lane_cap"]), int(e["org_cap"]), int(e["drain_cap_ms"]))
             classes = {**policy.classes, Priority(int(e["priority"])): limits_of(e)}
-            policy = replace(policy, classes=classes, bounds=bounds, workers=max(1, int(e["workers"])))
+            policy = replace(policy, classes=classes, bounds=bounds, workers=max(1, round(float(e["pace"]))))
     return policy
 
 

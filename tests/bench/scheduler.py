@@ -52,7 +52,7 @@ async def throughput(redis: Any, path: Path, count: int) -> None:
     async def fill(number: int) -> None:
         requests = [make_request(org_id=str(i % 50)) for i in range(number)]
         for start in range(0, number, 64):
-            await asyncio.gather(*(queue.enqueue(redis, r, cost, workers=1) for r in requests[start : start + 64]))
+            await asyncio.gather(*(queue.enqueue(redis, r, cost, pace=1) for r in requests[start : start + 64]))
 
     async def cycle(number: int) -> float:
         """Requests a second through enqueue, lease and finish, 32 at a time."""
@@ -60,7 +60,7 @@ async def throughput(redis: Any, path: Path, count: int) -> None:
         started = time.perf_counter()
         for start in range(0, number, 32):
             part = requests[start : start + 32]
-            await asyncio.gather(*(queue.enqueue(redis, request, cost, workers=1) for request in part))
+            await asyncio.gather(*(queue.enqueue(redis, request, cost, pace=1) for request in part))
             leases = await queue.lease(redis, lane="m", worker="w", max_sequences=10**6, limit=len(part))
             ends = (queue.finish(redis, x.request.id, Outcome.SUCCEEDED, attempt=x.attempt) for x in leases)
             await asyncio.gather(*ends)
@@ -115,12 +115,12 @@ async def starvation(redis: Any, path: Path, count: int) -> None:
         await redis.flushdb()
         flex = make_request(org_id="flex", priority=Priority.FLEX)
         for _ in range(20):
-            await queue.enqueue(redis, make_request(org_id="high", priority=Priority.PRIORITY), make_cost(100), workers=1)
-        await queue.enqueue(redis, flex, make_cost(100), workers=1)
+            await queue.enqueue(redis, make_request(org_id="high", priority=Priority.PRIORITY), make_cost(100), pace=1)
+        await queue.enqueue(redis, flex, make_cost(100), pace=1)
         started = time.perf_counter()
         while True:
             high = make_request(org_id=f"high{random.random()}", priority=Priority.PRIORITY)
-            await queue.enqueue(redis, high, make_cost(100), workers=1)
+            await queue.enqueue(redis, high, make_cost(100), pace=1)
             (lease,) = await queue.lease(redis, lane="m", worker="w", max_sequences=1, limit=1)
             if lease.request.id == flex.id:
                 break
@@ -243,8 +243,11 @@ async def retry(redis: Any, path: Path, count: int) -> None:
             return None
 
         following: list[asyncio.Task[Any]] = []
-        for seed in range(30):  # so that costs are fitted
+        # So that costs and pace are measured: by one at a time, and by more than can run.
+        for seed in range(15):
             await made.run(seed=seed, max_tokens=20)
+        for _ in range(3):
+            await asyncio.gather(*(made.run(seed=seed, max_tokens=20) for seed in range(60)))
         while await told("full", len(following)) is None:
             pass
         started = time.perf_counter()

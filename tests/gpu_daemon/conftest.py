@@ -1,16 +1,14 @@
-"""Checkpoints to run: a tiny seeded one of each architecture, and the real SmolLM2-135M."""
+"""Checkpoints to run: a tiny seeded one of each architecture."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
-from apps.fleet.weights import pull
 from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, set_threads
 
 _SIZES = {
@@ -69,10 +67,3 @@ def make_runner(folder: Path, **options) -> TorchRunner:
 @pytest.fixture(scope="session", params=sorted(TINY))
 def tiny_folder(request, tmp_path_factory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("tiny") / request.param, request.param)
-
-
-@pytest.fixture(scope="session")
-def smollm2() -> Path:
-    models = Path(os.environ["MODELS_DIR"])
-    pull("smollm2-135m", models, lambda *_: None)
-    return models / "smollm2-135m"

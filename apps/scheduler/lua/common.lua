@@ -12,8 +12,11 @@
 --                              "cause:{model}" (a copy of causes:{model}'s "now")
 --   arrivals            string counter
 --   flow:{model}        hash   "waiting:{class}", "leased:{class}" -> predicted ms that wait, and that were ever leased
+--   pace:{model}        hash   "cost_ms", "ms", "n" -> of the latest ends while others waited, what they cost and took; "since"
 --   causes:{model}      hash   cause -> ms for which the lane's head waited for it; "now" -> the cause since "since"
---   promises            hash   "{model}:{org}" -> time of the latest place a refused request was told to come back for
+--   promises:{model}    zset   "{number, 16 digits}:{org}" of each refused request, by the time it was told to come back at
+--   promised:{model}    hash   org -> how many of those are still to come
+--   refusals            string counter
 --   events:{id}         stream what the client sees; entry n has id n-0; lives `events_ttl_ms` past the end
 --   ledger              stream one entry a request that ended or was refused, for apps.metrics
 --   log                 stream every transition: its inputs, what was decided, and `at`, the server's time; the latest 100,000

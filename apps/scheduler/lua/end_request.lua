@@ -1,3 +1,16 @@
+-- Measures how much predicted work a backlogged lane gets done a millisecond: more than one a worker, which batches.
+-- Decayed sums over its latest twenty or so ends.
+local function keep_pace(lane, cost_ms, now)
+  local key = 'pace:' .. lane
+  local p = fields(key)
+  if count('waiting:' .. lane) == 0 then return redis.call('HDEL', key, 'since') end
+  if p.since then
+    redis.call('HSET', key, 'cost_ms', number(0.95 * tonumber(p.cost_ms or 0) + cost_ms),
+      'ms', number(0.95 * tonumber(p.ms or 0) + now - tonumber(p.since)), 'n', tonumber(p.n or 0) + 1)
+  end
+  redis.call('HSET', key, 'since', number(now))
+end
+
 -- The one way a request ends (needs common.lua and accounts' settle.lua): settles quota, corrects the fair share by the true
 -- cost, frees the lane or the worker, writes the terminal event and the ledger entry. Takes effect once.
 local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
@@ -21,6 +34,7 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
   end
   redis.call('ZREM', 'deadlines', id)
   spend(r.lane, -tonumber(r.cost_ms))
+  if outcome == 'succeeded' then keep_pace(r.lane, tonumber(r.cost_ms), now) end
   local true_cost = started and (tonumber(r.fixed_cost_ms) + tonumber(r.token_cost_ms) * generated) or 0
   if redis.call('HEXISTS', 'fair:' .. r.lane, 'F:' .. r.org) == 1 then
     local correction = (true_cost - tonumber(r.cost_ms)) / tonumber(r.weight)

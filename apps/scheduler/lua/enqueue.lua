@@ -1,13 +1,13 @@
 -- Admits one request to its lane, or says which bound it would break. Sending the same id twice admits it once.
 -- ARGV: id, lane, org, key_id, payload, choices, prompt_tokens, fixed_cost_ms, token_cost_ms, expected_tokens, weight, boost_ms,
---       queue_timeout_ms, total_timeout_ms, max_wait_ms, lane_cap, org_cap, drain_cap_ms, workers, priority, stream
+--       queue_timeout_ms, total_timeout_ms, max_wait_ms, lane_cap, org_cap, drain_cap_ms, pace, priority, stream
 -- Returns {"admitted" | "lane_full" | "org_full" | "drain", ms after which another try would be admitted,
 --   and of an admitted one its place, for restore.lua: arrival, start, virtual time, time}
 local id, lane, org = ARGV[1], ARGV[2], ARGV[3]
 local key, now = 'request:' .. id, now_ms()
-local workers = math.max(1, tonumber(ARGV[19]))
+local pace = tonumber(ARGV[19])
 local work = math.max(0, count('work:' .. lane))
-local drain = math.floor(work / workers)
+local drain = math.floor(work / pace)
 local fair = 'fair:' .. lane
 local virtual = tonumber(redis.call('HGET', fair, 'V') or 0)
 local known = redis.call('HMGET', key, 'arrival', 'start', 'arrived_ms')
@@ -16,20 +16,31 @@ if known[1] then return { 'admitted', 0, known[1], known[2], number(virtual), kn
 local function decided(verdict, arrival, score)
   record(now, 'enqueue', 'id', id, 'lane', lane, 'org', org, 'choices', ARGV[6], 'fixed_ms', ARGV[8], 'token_ms', ARGV[9],
     'tokens', ARGV[10], 'weight', ARGV[11], 'boost_ms', ARGV[12], 'queue_timeout_ms', ARGV[13], 'total_timeout_ms', ARGV[14],
-    'max_wait_ms', ARGV[15], 'lane_cap', ARGV[16], 'org_cap', ARGV[17], 'drain_cap_ms', ARGV[18], 'workers', ARGV[19],
+    'max_wait_ms', ARGV[15], 'lane_cap', ARGV[16], 'org_cap', ARGV[17], 'drain_cap_ms', ARGV[18], 'pace', ARGV[19],
     'priority', ARGV[20], 'verdict', verdict, 'drain_ms', drain, 'arrival', arrival, 'score', score)
 end
 
--- Each refused request is told of a place of its own: as many come back at a time as the lane can then take. The places
--- are kept by organization, so that one which floods delays its own only.
+-- Each refused request is told of a place of its own. They are let in as fairly as the queue is: before an organization's
+-- k-th come at most k of each other's, so that one which floods delays mostly itself.
 local function refuse(verdict, first_ms)
   decided(verdict, 0, 0)
-  local each = work / workers / math.max(1, count('waiting:' .. lane) + count('running:' .. lane))
-  local place = lane .. ':' .. org
-  local latest = tonumber(redis.call('HGET', 'promises', place) or 0)
-  local at = math.min(now + 60000, math.max(now + first_ms, latest) + each)
-  redis.call('HSET', 'promises', place, number(at))
-  return { verdict, math.floor(at - now) }
+  local places, counts, ahead = 'promises:' .. lane, 'promised:' .. lane, 1
+  for _, place in ipairs(redis.call('ZRANGEBYSCORE', places, '-inf', number(now))) do
+    redis.call('ZREM', places, place)
+    local whose = string.sub(place, 18)
+    if redis.call('HINCRBY', counts, whose, -1) <= 0 then redis.call('HDEL', counts, whose) end
+  end
+  local promised = fields(counts)
+  local mine = tonumber(promised[org] or 0)
+  for whose, pending in pairs(promised) do
+    ahead = ahead + (whose == org and mine or math.min(tonumber(pending), mine + 1))
+  end
+  local each = work / pace / math.max(1, count('waiting:' .. lane) + count('running:' .. lane))
+  local ms = math.floor(math.min(60000, first_ms + each * ahead))
+  local place = string.format('%016d:%s', redis.call('INCR', 'refusals'), org)
+  redis.call('ZADD', places, number(now + ms), place)
+  redis.call('HINCRBY', counts, org, 1)
+  return { verdict, ms }
 end
 local waiting, own = count('waiting:' .. lane), count('org:' .. lane .. ':' .. org)
 if waiting >= tonumber(ARGV[16]) then return refuse('lane_full', 0) end

@@ -29,7 +29,7 @@ BODY = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}], "max
 
 
 @pytest.fixture
-async def made(redis: Redis, tmp_path: Path) -> AsyncIterator[Site]:
+async def made(redis: Redis, tmp_path: Path, smollm2: Path) -> AsyncIterator[Site]:
     auth._cache.clear()
     selectors._cache.clear()
     await sync_to_async(call_command)("loaddata", "models", verbosity=0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from pathlib import Path
 
 import pytest
@@ -13,19 +12,11 @@ from tokenizers import Tokenizer
 
 from apps.core.errors import InvalidRequest
 from apps.fleet.tokenizers import LONG_CHARACTERS, ModelTokenizer
-from apps.fleet.weights import pull
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
-    models = Path(os.environ["MODELS_DIR"])
-    pull("smollm2-135m", models, lambda *_: None)
-    return models / "smollm2-135m"
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder) -> ModelTokenizer:
-    return ModelTokenizer(folder)
+def tokenizer(smollm2: Path) -> ModelTokenizer:
+    return ModelTokenizer(smollm2)
 
 
 CHAT = [
@@ -36,9 +27,9 @@ CHAT = [
 ]
 
 
-def test_a_conversation_is_the_published_template_s(folder, tokenizer) -> None:
+def test_a_conversation_is_the_published_template_s(smollm2, tokenizer) -> None:
     text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in CHAT) + "<|im_start|>assistant\n"
-    reference = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     assert tokenizer.encode_chat(CHAT) == reference.encode(text, add_special_tokens=False).ids
 
 

@@ -93,11 +93,15 @@ class Site:
 
     # --- The verdict ---
 
+    async def _latest(self) -> str:
+        """The number of the log's last entry."""
+        ((_, fields),) = await self.redis.xrevrange("log", count=1)
+        return str(fields["n"])
+
     async def check(self) -> list[dict[str, str]]:
         """Every invariant, once all is quiet. Returns the log."""
-        last = (await self.redis.xrevrange("log", count=1))[0][1]["n"]
-        async with asyncio.timeout(5):
-            while (entries := list(log.read(self.path)))[-1]["n"] != last:  # noqa: ASYNC110
+        async with asyncio.timeout(20):
+            while (entries := list(log.read(self.path)))[-1]["n"] != await self._latest():  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         rows = [json.loads(fields["entry"]) for _, fields in await self.redis.xrange("ledger")]
         check(entries, rows, self.clients)

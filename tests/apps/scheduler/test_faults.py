@@ -95,7 +95,7 @@ async def test_the_order_of_what_waited_survives_a_flush(redis: Redis) -> None:
     places = []
     for i in range(60):
         request = make_request(org_id="abc"[i % 3], weight=1 + i % 2, priority=Priority(i % 3))
-        places.append(await queue.enqueue(redis, request, make_cost(7.5 * (i % 5 + 1)), workers=1))
+        places.append(await queue.enqueue(redis, request, make_cost(7.5 * (i % 5 + 1)), pace=1))
     order = await redis.zrange("lane:m", 0, -1)
     await redis.flushall()
     random.Random(3).shuffle(places)
@@ -109,7 +109,7 @@ async def test_the_order_of_what_waited_survives_a_flush(redis: Redis) -> None:
 
 
 async def test_an_attempt_of_before_the_flush_writes_nothing(redis: Redis) -> None:
-    place = await queue.enqueue(redis, make_request(), make_cost(), workers=1)
+    place = await queue.enqueue(redis, make_request(), make_cost(), pace=1)
     (lease,) = await queue.lease(redis, lane="m", worker="w", max_sequences=8, limit=1)
     await redis.flushall()
     await queue.restore(redis, place, generation=1, payloads=[], seen={})

@@ -28,7 +28,7 @@ def add(scheduler: Scheduler, name: str, *, org: str, cost: float = 5, weight: f
         priority: Priority = Priority.DEFAULT) -> None:  # fmt: skip
     scheduler.enqueue(
         at, request_id=name, lane="m", org=org, priority=priority, choices=1, cost=Cost(cost, 0, 0), weight=weight,
-        limits=CLASSES[priority], bounds=NO_BOUNDS, workers=1,
+        limits=CLASSES[priority], bounds=NO_BOUNDS, pace=1,
     )  # fmt: skip
 
 
@@ -124,7 +124,7 @@ class LuaAgainstPolicy(RuleBasedStateMachine):
     def enqueue(self, org, cost, token, tokens, weight, priority, n, model) -> None:
         request = make_request(org_id=org, weight=weight, priority=priority, n=n, model=model)
         self.known.append(request.id)
-        self.run(queue.enqueue(self.redis, request, Cost(cost, token, tokens), workers=2))
+        self.run(queue.enqueue(self.redis, request, Cost(cost, token, tokens), pace=2))
 
     @rule(model=st.sampled_from(["m", "k"]), worker=st.sampled_from(["v", "w"]), limit=st.integers(1, 4))
     def lease(self, model, worker, limit) -> None:

@@ -18,7 +18,7 @@ from tests.apps.scheduler.factories import make_cost, make_request
 
 async def enqueue(redis: Redis, **fields) -> str:
     request = make_request(**fields)
-    assert isinstance(await queue.enqueue(redis, request, make_cost(), workers=1), queue.Place)
+    assert isinstance(await queue.enqueue(redis, request, make_cost(), pace=1), queue.Place)
     return request.id
 
 
@@ -148,7 +148,7 @@ async def test_each_bound_of_the_queue_refuses(redis: Redis, settings, bound: st
     settings.ENV = settings.ENV.model_copy(update={bound: 2 if bound != "queue_max_drain_ms" else 20})
     for _ in range(2):
         await enqueue(redis)
-    refusal = await queue.enqueue(redis, make_request(), make_cost(), workers=1)
+    refusal = await queue.enqueue(redis, make_request(), make_cost(), pace=1)
     assert isinstance(refusal, queue.Refusal)
     assert refusal.verdict == verdict
 
@@ -156,7 +156,7 @@ async def test_each_bound_of_the_queue_refuses(redis: Redis, settings, bound: st
 async def test_enqueuing_twice_admits_once(redis: Redis) -> None:
     request = make_request()
     for _ in range(2):
-        await queue.enqueue(redis, request, make_cost(), workers=1)
+        await queue.enqueue(redis, request, make_cost(), pace=1)
     assert len(await lease(redis, limit=10)) == 1
 
 

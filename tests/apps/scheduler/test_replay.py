@@ -19,7 +19,7 @@ from tests.apps.scheduler.factories import make_cost, make_request
 
 async def some_traffic(redis: Redis, count: int = 30) -> None:
     for number in range(count):
-        await queue.enqueue(redis, make_request(org_id="ab"[number % 3 == 0]), make_cost(0.1 * number + 1), workers=1)
+        await queue.enqueue(redis, make_request(org_id="ab"[number % 3 == 0]), make_cost(0.1 * number + 1), pace=1)
         if number % 2:
             for lease in await queue.lease(redis, lane="m", worker="w", max_sequences=8, limit=1):
                 if number % 4 == 1:
