@@ -26,6 +26,7 @@ from tests.bench.load import Result, Sample, Target, run
 from tests.bench.openai_stub import STEP_SECONDS
 
 MODEL = "smollm2-135m"
+_LITELLM_ENV = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
 _STUB = """
 import asyncio, sys
 from tests.apps.fleet.fake_daemon import FakeDaemon
@@ -107,7 +108,7 @@ def litellm(binary: str, streams: int, rounds: int, tokens: int) -> tuple[Result
         config.flush()
         with (
             _process(sys.executable, "-m", "tests.bench.openai_stub", str(stub_port)),
-            _process(binary, "--config", config.name, "--port", str(port), LITELLM_LOCAL_MODEL_COST_MAP="True"),
+            _process(binary, "--config", config.name, "--port", str(port), **_LITELLM_ENV),
         ):
             _wait(f"http://127.0.0.1:{port}/health/liveliness")
             results = []
