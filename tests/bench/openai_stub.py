@@ -1,4 +1,4 @@
-"""`python -m tests.bench.openai_stub PORT`: a chat endpoint that streams one token every 20 ms, for a proxy to stand before."""
+"""`python -m tests.bench.openai_stub PORT`: a chat endpoint that streams one token every 50 ms, for a proxy to stand before."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import sys
 from typing import Any
 
-STEP_SECONDS = 0.02
+STEP_SECONDS = 0.05
 
 
 def _frame(data: str) -> bytes:
