@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -143,9 +144,13 @@ async def test_two_dispatchers_share_and_one_is_killed(redis: Redis, tmp_path: P
         async with asyncio.timeout(20):
             while await redis.zcard("dispatchers") < 2:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+        second.send_signal(signal.SIGSTOP)  # so that the first has taken what runs
         following = [asyncio.create_task(made.run(seed=i, org="ab"[i % 2], max_tokens=12)) for i in range(40)]
-        await asyncio.sleep(0.4)
+        while not made.clients:  # noqa: ASYNC110
+            await asyncio.sleep(0.002)
+        await started(made.clients[0])
         first.kill()
+        second.send_signal(signal.SIGCONT)
         await asyncio.wait_for(asyncio.gather(*following), 15)
         second.terminate()
         await second.wait()
