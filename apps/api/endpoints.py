@@ -21,7 +21,7 @@ from apps.api.render import ChatRenderer, CompletionRenderer, Renderer, failure
 from apps.api.schemas import ChatRequest, CompletionRequest, parse
 from apps.core.errors import NotFound, ServiceError
 from apps.core.redis import shared
-from apps.core.types import Event, Principal, RequestFinished
+from apps.core.types import ChoiceFinished, Event, Principal, RequestFinished, TextDelta
 from apps.fleet import registry
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.scheduler import services
@@ -91,8 +91,9 @@ async def _frames(request_id: str, renderer: Renderer, http_id: str, show_queue:
             if isinstance(event, Progress):
                 yield sse.frame(renderer.queue_chunk(event))
                 continue
-            if not isinstance(event, RequestFinished):
+            if isinstance(event, TextDelta | ChoiceFinished):
                 yield sse.frame(renderer.chunk(event))
+            if not isinstance(event, RequestFinished):
                 continue
             if (error := failure(event)) is not None:
                 raise error

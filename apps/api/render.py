@@ -126,7 +126,7 @@ class Renderer:
                 said[event.choice].add(event)
             elif isinstance(event, ChoiceFinished):
                 said[event.choice].reason = event.reason.value
-            else:
+            elif isinstance(event, RequestFinished):
                 usage = event.usage
         choices = [self._whole_choice(i, choice) for i, choice in enumerate(said)]
         return {**self._envelope, "object": self.object_name, "choices": choices, "usage": usage_body(usage)}
