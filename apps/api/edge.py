@@ -127,7 +127,7 @@ async def _dispatch(request: HttpRequest) -> HttpResponseBase:
     if route.scope is not None and route.scope not in principal.scopes:
         raise PermissionDenied("This key may not be used for inference.")
     if request.method == "POST" and route.takes:
-        _check_body(request, route.takes)
+        _check_body(request, route)
     return await handler(request, principal, **parameters)
 
 
@@ -165,18 +165,20 @@ def _check_csrf(request: HttpRequest) -> None:
         raise PermissionDenied("The CSRF token is missing or does not match.", code="csrf_failed")
 
 
-def _check_body(request: HttpRequest, types: tuple[str, ...]) -> None:
-    """Of a type the address takes, plain, and no larger than we take."""
+def _check_body(request: HttpRequest, route: routes.Route) -> None:
+    """Of a type the address takes, plain, and no larger than it takes. The protocol has counted it already."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("Send the body without Content-Encoding.", code="unsupported_encoding")
-    if request.content_type not in types:
-        raise UnsupportedMediaType(f"Send the body with `Content-Type: {' or '.join(types)}`.")
+    if request.content_type not in route.takes:
+        raise UnsupportedMediaType(f"Send the body with `Content-Type: {' or '.join(route.takes)}`.")
+    if request.content_type == "multipart/form-data":
+        return
     try:
         size = len(request.body)
     except (RequestDataTooBig, UnreadablePostError):
-        size = settings.ENV.max_body_bytes + 1
-    if size > settings.ENV.max_body_bytes:
-        raise PayloadTooLarge(f"The body may be {settings.ENV.max_body_bytes} bytes at most.")
+        size = route.max_bytes + 1
+    if size > route.max_bytes:
+        raise PayloadTooLarge(f"The body may be {route.max_bytes} bytes at most.")
 
 
 def _add_cors(request: HttpRequest, response: HttpResponseBase) -> None:

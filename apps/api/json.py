@@ -10,8 +10,9 @@ from apps.core.errors import InvalidRequest
 
 MAX_DEPTH = 32
 MAX_DIGITS = 40
+MAX_BARE_BYTES = 1 << 20  # beside what is in strings
 _LONG_NUMBER = re.compile(rb"\d{%d}" % MAX_DIGITS)
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)  # a long one in one stride: pictures are strings too
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -22,6 +23,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise _invalid("The body is not valid UTF-8.") from None
     bare = _STRING.sub(b'""', body)
+    if len(bare) > MAX_BARE_BYTES:
+        raise _invalid("The body holds too much beside its strings.")
     if _LONG_NUMBER.search(bare):
         raise _invalid("The body holds a number that is too long.")
     _check_depth(bare)

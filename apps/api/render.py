@@ -12,7 +12,17 @@ from apps.api import sse
 from apps.api.errors import error_body
 from apps.api.prepare import Prepared
 from apps.core.errors import Conflict, DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
-from apps.core.types import ChoiceFinished, Event, Outcome, RequestFinished, TextDelta, TokenLogprob, ToolCallDelta, Usage
+from apps.core.types import (
+    ChoiceFinished,
+    Event,
+    MediaDelta,
+    Outcome,
+    RequestFinished,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from apps.fleet.tokenizers import ModelTokenizer
 from apps.scheduler.forecast import Progress
 
@@ -30,6 +40,8 @@ def failure(finished: RequestFinished) -> ServiceError | None:
         return Conflict(message, code=code)
     if code in ("invalid_grammar", "grammar_failed"):
         return InvalidRequest("The answer's schema is too complex to be enforced.", code="invalid_schema")
+    if code == "invalid_command":
+        return InvalidRequest("The model cannot do what was asked.", code="invalid_value")
     if code == "worker_lost":
         return Unavailable(message, code=code)
     return ServiceError(message, code=code)
@@ -115,7 +127,7 @@ class Renderer:
             return [{**self._chunk([]), "queue": dataclasses.asdict(event)}]
         if isinstance(event, RequestFinished):
             return [{**self._chunk([]), "usage": usage_body(event.usage)}] if self._include_usage else []
-        return [self._chunk([self._chunk_choice(event)])]
+        return [] if isinstance(event, MediaDelta) else [self._chunk([self._chunk_choice(event)])]
 
     def failed(self, error: ServiceError, http_id: str) -> Iterable[Body]:
         return [error_body(error, http_id)]

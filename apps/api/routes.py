@@ -6,12 +6,14 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
+from django.conf import settings
 from django.http import HttpResponseBase
 
 from apps.api import catalogue, chat, health
 from apps.core.errors import MethodNotAllowed
 
 Handler = Callable[..., Awaitable[HttpResponseBase]]
+MEDIA = settings.ENV.max_media_body_bytes
 _PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
 
 
@@ -22,6 +24,7 @@ class Route:
     open: bool = False  # needs no credentials
     scope: str | None = "inference"  # that a key must have; None: the handler looks for itself
     takes: tuple[str, ...] = ("application/json",)  # content types of bodies; empty: bodies are not read
+    max_bytes: int = settings.ENV.max_body_bytes
 
     @property
     def methods(self) -> str:
@@ -41,6 +44,7 @@ def route(
     open: bool = False,
     scope: str | None = "inference",
     takes: tuple[str, ...] = ("application/json",),
+    max_bytes: int = settings.ENV.max_body_bytes,
     **handlers: Handler,
 ) -> Route:
     """`{name}` in the path stands for anything without a slash, `{name:path}` for anything."""
@@ -48,13 +52,13 @@ def route(
     def group(found: re.Match[str]) -> str:
         return f"(?P<{found[1]}>{'.+' if found[2] else '[^/]+'})"
 
-    return Route(re.compile(_PARAMETER.sub(group, path)), handlers, open, scope, takes)
+    return Route(re.compile(_PARAMETER.sub(group, path)), handlers, open, scope, takes, max_bytes)
 
 
 ROUTES = (
-    route("/v1/chat/completions", POST=chat.chat_completions),
+    route("/v1/chat/completions", POST=chat.chat_completions, max_bytes=MEDIA),
     route("/v1/completions", POST=chat.completions),
-    route("/v1/estimate", POST=chat.estimate),
+    route("/v1/estimate", POST=chat.estimate, max_bytes=MEDIA),
     route("/v1/requests/{name}", GET=chat.request_status),
     route("/v1/models", GET=catalogue.models),
     route("/v1/models/{name:path}", GET=catalogue.model),
@@ -70,3 +74,9 @@ def find(path: str) -> tuple[Route, dict[str, str]] | None:
         if match := candidate.pattern.fullmatch(path):
             return candidate, match.groupdict()
     return None
+
+
+def max_bytes(path: str) -> int:
+    """Of a body sent to an address."""
+    found = find(path)
+    return found[0].max_bytes if found else settings.ENV.max_body_bytes
