@@ -12,7 +12,7 @@ from gpu_daemon.errors import InvalidCommand
 from gpu_daemon.models import Resident, TextRunner
 from protos import inference_pb2 as pb
 
-MAX_CHOICES = 256
+MAX_CHOICES = 2048  # embeddings come in such crowds
 MAX_LOGIT_BIAS = 1024
 MAX_TOP_LOGPROBS = 20
 _STATES = {

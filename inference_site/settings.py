@@ -91,6 +91,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT: Path = VAR_DIR / "static"
+MEDIA_ROOT: Path = VAR_DIR / "media"  # what clients were given or gave; never served as such
 
 # --- Metrics ---
 # Called by the metrics writer with (ledger id, entry) pairs; the two apps do not know each other.

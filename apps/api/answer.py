@@ -72,7 +72,9 @@ class Answer:
         return HttpResponse(body, content_type="application/json", headers=headers)
 
     async def _whole(self) -> Body:
-        events = [event async for event in self._events() if not isinstance(event, Progress)]
+        events = [
+            event async for event in followed(self.prepared.request.id, self.show_queue) if not isinstance(event, Progress)
+        ]
         finished = events[-1]
         error = failure(finished) if isinstance(finished, RequestFinished) else None
         if error is not None:
@@ -96,7 +98,7 @@ class Answer:
         """The bodies of a stream, step by step. A failure after the beginning is one of them, and the last."""
         yield list(self.renderer.opening())
         try:
-            async with aclosing(self._events()) as events:
+            async with aclosing(followed(self.prepared.request.id, self.show_queue)) as events:
                 async for event in events:
                     if not isinstance(event, RequestFinished):
                         yield list(self.renderer.step(event))
@@ -108,16 +110,17 @@ class Answer:
         except ServiceError as error:
             yield list(self.renderer.failed(error, http_id))
 
-    async def _events(self) -> AsyncGenerator[Event | Progress, None]:
-        """The request's events. Whoever stops listening before the end has hung up: the request is cancelled."""
-        request_id, ended = self.prepared.request.id, False
-        try:
-            async for item in services.progress(request_id) if self.show_queue else services.events(request_id):
-                if isinstance(item, Progress):
-                    yield item
-                    continue
-                ended = isinstance(item[1], RequestFinished)
-                yield item[1]
-        finally:
-            if not ended:
-                await asyncio.shield(services.cancel(request_id))
+
+async def followed(request_id: str, show_queue: bool = False) -> AsyncGenerator[Event | Progress, None]:
+    """The request's events. Whoever stops listening before the end has hung up: the request is cancelled."""
+    ended = False
+    try:
+        async for item in services.progress(request_id) if show_queue else services.events(request_id):
+            if isinstance(item, Progress):
+                yield item
+                continue
+            ended = isinstance(item[1], RequestFinished)
+            yield item[1]
+    finally:
+        if not ended:
+            await asyncio.shield(services.cancel(request_id))

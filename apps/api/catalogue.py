@@ -15,8 +15,14 @@ from apps.fleet.selectors import ModelCard, model_cards
 
 
 async def models(request: HttpRequest, principal: Principal) -> HttpResponseBase:
-    cards = [card for card in (await model_cards()).values() if _visible(card, principal)]
+    cards = await visible_cards(principal)
     return JsonResponse({"object": "list", "data": [await model_body(card) for card in cards]})
+
+
+async def visible_cards(principal: Principal, modality: str | None = None) -> list[ModelCard]:
+    """The models that a key may use, of one modality or of all."""
+    cards = (await model_cards()).values()
+    return [card for card in cards if _visible(card, principal) and modality in (None, card.modality)]
 
 
 async def model(request: HttpRequest, principal: Principal, name: str) -> HttpResponseBase:

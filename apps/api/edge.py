@@ -123,7 +123,7 @@ async def _dispatch(request: HttpRequest) -> HttpResponseBase:
     except MethodNotAllowed as refusal:
         return error_response(refusal, request.request_id, {"Allow": route.methods})  # type: ignore[attr-defined]
     if principal is None:
-        return await handler(request)
+        return await handler(request, **parameters)
     if route.scope is not None and route.scope not in principal.scopes:
         raise PermissionDenied("This key may not be used for inference.")
     if request.method == "POST" and route.takes:

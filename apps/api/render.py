@@ -57,6 +57,11 @@ def usage_body(usage: Usage) -> Body:
     }
 
 
+def units_body(usage: Usage) -> Body:
+    """Of work that is no text."""
+    return {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens, "total_tokens": usage.total_tokens}
+
+
 def said(event: TextDelta) -> Body:
     """What a delta adds to a message, by OpenAI's names; reasoning by both names that clients look for."""
     delta: Body = {"reasoning_content": event.reasoning, "reasoning": event.reasoning} if event.reasoning else {}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.http import HttpResponseBase
 
-from apps.api import catalogue, chat, health
+from apps.api import catalogue, chat, embeddings, health, images, speech
 from apps.core.errors import MethodNotAllowed
 
 Handler = Callable[..., Awaitable[HttpResponseBase]]
@@ -60,6 +60,12 @@ ROUTES = (
     route("/v1/completions", POST=chat.completions),
     route("/v1/estimate", POST=chat.estimate, max_bytes=MEDIA),
     route("/v1/requests/{name}", GET=chat.request_status),
+    route("/v1/embeddings", POST=embeddings.embeddings, max_bytes=MEDIA),
+    route("/v1/audio/speech", POST=speech.speech),
+    route("/v1/audio/voices", GET=speech.voices),
+    route("/v1/audio/models", GET=speech.models),
+    route("/v1/images/generations", POST=images.generations),
+    route("/v1/media/{token}", GET=images.linked, open=True),
     route("/v1/models", GET=catalogue.models),
     route("/v1/models/{name:path}", GET=catalogue.model),
     route("/healthz?", GET=health.alive, open=True),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from datetime import time as clock
@@ -14,6 +15,7 @@ from apps.core.database import in_database
 from apps.fleet.models import Model, Worker
 
 CACHE_SECONDS = 4.0
+MAX_HEADER_BYTES = 1 << 20
 TINY_MARK = "tiny.json"  # in the folder of a seeded checkpoint that has the architecture and not the weights
 
 
@@ -39,8 +41,23 @@ class ModelCard:
         return (self.folder / "config.json").is_file()
 
     @property
+    def voices(self) -> tuple[str, ...]:
+        """By its files; none for a model that does not speak."""
+        return voice_names(self.folder / "voices.safetensors")
+
+    @property
     def tiny(self) -> bool:
         return (self.folder / TINY_MARK).is_file()
+
+
+def voice_names(file: Path) -> tuple[str, ...]:
+    """The tensors that a safetensors file says it has, read from its header; none when it cannot be read."""
+    try:
+        with file.open("rb") as data:
+            header = json.loads(data.read(min(MAX_HEADER_BYTES, int.from_bytes(data.read(8), "little"))))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(sorted(set(header) - {"__metadata__"})) if isinstance(header, dict) else ()
 
 
 async def model_cards() -> dict[str, ModelCard]:
