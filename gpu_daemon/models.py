@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import psutil
 
+from gpu_daemon.check_folder import UnsafeFolder, check_folder
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.grammar import GrammarCompiler
@@ -146,6 +147,10 @@ class Models:
             await _change(resident, state="ready", stage="ready", progress=1.0)
 
     def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> AnyRunner:
+        try:
+            check_folder(folder)
+        except UnsafeFolder as error:
+            raise LoadFailed(str(error)) from None
         # Imported here, so that the daemon answers its health check while torch is still on its way in.
         from gpu_daemon.runners.opening import open_runner
         from gpu_daemon.runners.torch_runner import RunnerOptions, pick_device, set_threads

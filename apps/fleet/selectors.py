@@ -13,10 +13,10 @@ from django.conf import settings
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
 from apps.fleet.models import Model, Worker
+from apps.fleet.weights import is_here, is_tiny
 
 CACHE_SECONDS = 4.0
 MAX_HEADER_BYTES = 1 << 20
-TINY_MARK = "tiny.json"  # in the folder of a seeded checkpoint that has the architecture and not the weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class ModelCard:
 
     @property
     def has_weights(self) -> bool:
-        return (self.folder / "config.json").is_file()
+        return is_here(self.folder)
 
     @property
     def voices(self) -> tuple[str, ...]:
@@ -47,7 +47,7 @@ class ModelCard:
 
     @property
     def tiny(self) -> bool:
-        return (self.folder / TINY_MARK).is_file()
+        return is_tiny(self.folder)
 
 
 def voice_names(file: Path) -> tuple[str, ...]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -11,6 +13,7 @@ import kokoro.model
 import torch
 from kokoro import KModel
 from kokoro.istftnet import AdainResBlk1d, Decoder, Generator
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils import weight_norm
 
@@ -32,6 +35,15 @@ def build(config: dict[str, Any]) -> KModel:
             return KModel(repo_id=_REPOSITORY, config=config, model=nothing)
         finally:
             kokoro.model.Decoder = Decoder
+
+
+def load(folder: Path) -> KModel:
+    """The model in a folder. Raises OSError, ValueError, KeyError or RuntimeError for files that are not one's."""
+    model = build(json.loads((folder / "config.json").read_text()))
+    found = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    if found.unexpected_keys or set(found.missing_keys) != set(model.state_dict()) - set(saved_names(model)):
+        raise ValueError("the weights are not those of the config's model")
+    return model.eval()
 
 
 def saved_names(model: KModel) -> list[str]:
