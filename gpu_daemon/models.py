@@ -7,20 +7,24 @@ import logging
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import psutil
 
 from gpu_daemon.check_folder import UnsafeFolder, check_folder
 from gpu_daemon.config import DaemonConfig
-from gpu_daemon.engine.engine import Engine, EngineThread
+from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
-from gpu_daemon.engine.sequence import Delta, EngineKind
+from gpu_daemon.engine.sequence import Delta, EngineKind, Sequence
 from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
+from gpu_daemon.engine.task import Task, TaskRunner
+from gpu_daemon.engine.task_engine import TaskEngine
+from gpu_daemon.engine.turns import DeviceTurns
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
 
 if TYPE_CHECKING:
@@ -29,6 +33,24 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+
+@runtime_checkable
+class TextRunner(Protocol):
+    """What both engines of text ask of their runners, beside running."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_ids: frozenset[int]
+    weight_bytes: int
+    prefill_ms_per_token: float
+    decode_ms_per_token: float
+
+    def close(self) -> None: ...
+
+
+AnyRunner: TypeAlias = "TorchRunner | StaticRunner | TaskRunner"
+AnyEngine: TypeAlias = Engine | StaticEngine | TaskEngine
 
 
 @dataclass(slots=True)
@@ -41,10 +63,32 @@ class Resident:
     stage: str = "reading"
     progress: float = 0.0
     error: str = ""
-    runner: TorchRunner | StaticRunner | None = None
-    engine: EngineThread | None = None
+    runner: AnyRunner | None = None
+    engine: AnyEngine | None = None
     grammars: GrammarCompiler | None = None  # None: the model's folder has no tokenizer
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def text_runner(self) -> TextRunner:
+        """Raises InvalidCommand for a model that is not one of text."""
+        if not isinstance(self.runner, TextRunner):
+            raise InvalidCommand(f"{self.name} does not continue text")
+        return self.runner
+
+    @property
+    def task_runner(self) -> TaskRunner:
+        """Raises InvalidCommand for a model of text."""
+        if self.runner is None or isinstance(self.runner, TextRunner):
+            raise InvalidCommand(f"{self.name} only continues text")
+        return self.runner
+
+    def start(self, sequences: list[Sequence]) -> None:
+        assert isinstance(self.engine, Engine | StaticEngine)
+        self.engine.submit(sequences)
+
+    def start_tasks(self, tasks: list[Task]) -> None:
+        assert isinstance(self.engine, TaskEngine)
+        self.engine.submit(tasks)
 
 
 class Models:
@@ -54,6 +98,7 @@ class Models:
         self._config = config
         self._deliver = deliver
         self._lock = asyncio.Lock()
+        self._turns = DeviceTurns()
         self.residents: dict[str, Resident] = {}
         self.device = "?"
         self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
@@ -89,7 +134,8 @@ class Models:
             try:
                 folder = self._config.models_dir / resident.name
                 runner = await asyncio.to_thread(self._build, resident.kind, folder, report)
-                resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
+                if isinstance(runner, TextRunner):
+                    resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
             except LoadFailed as error:
                 await _change(resident, state="failed", error=str(error))
                 return
@@ -100,14 +146,14 @@ class Models:
             resident.engine = self._engine(resident.name, runner)
             await _change(resident, state="ready", stage="ready", progress=1.0)
 
-    def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> TorchRunner | StaticRunner:
+    def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> AnyRunner:
         try:
             check_folder(folder)
         except UnsafeFolder as error:
             raise LoadFailed(str(error)) from None
         # Imported here, so that the daemon answers its health check while torch is still on its way in.
-        from gpu_daemon.runners.static_runner import StaticRunner
-        from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device, set_threads
+        from gpu_daemon.runners.opening import open_runner
+        from gpu_daemon.runners.torch_runner import RunnerOptions, pick_device, set_threads
 
         config = self._config
         set_threads(config.threads)
@@ -119,18 +165,22 @@ class Models:
             threads=config.threads,
             int8=config.int8,
         )
-        runner_class = StaticRunner if kind is EngineKind.STATIC else TorchRunner
-        runner = runner_class.load(folder, options, report)
+        runner = open_runner(folder, kind, options, report)
         runner.warm()
         return runner
 
-    def _engine(self, name: str, runner: TorchRunner | StaticRunner) -> EngineThread:
+    def _engine(self, name: str, runner: AnyRunner) -> AnyEngine:
+        from gpu_daemon.runners.static_runner import StaticRunner
         from gpu_daemon.runners.torch_runner import TorchRunner
 
+        turn = partial(self._turns.turn, name)
         if isinstance(runner, TorchRunner):
-            return Engine(name, runner, self._scheduler(name, runner), self._deliver)
-        window = self._config.static_window_ms / 1000
-        return StaticEngine(name, runner, Collector(window, self._config.max_sequences, runner.max_tokens), self._deliver)
+            return Engine(name, runner, self._scheduler(name, runner), self._deliver, turn)
+        if isinstance(runner, StaticRunner):
+            window = self._config.static_window_ms / 1000
+            collector = Collector(window, self._config.max_sequences, runner.max_tokens)
+            return StaticEngine(name, runner, collector, self._deliver, turn)
+        return TaskEngine(name, runner, self._deliver, turn)
 
     def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
@@ -155,7 +205,7 @@ class Models:
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
 
 
-def _grammars(folder: Path, runner: TorchRunner | StaticRunner) -> GrammarCompiler | None:
+def _grammars(folder: Path, runner: TextRunner) -> GrammarCompiler | None:
     """Ids in, ids out holds without a tokenizer; only grammars need to know how tokens are spelled."""
     try:
         return GrammarCompiler(folder / "tokenizer.json", runner.vocab_size, runner.eos_ids)

@@ -40,6 +40,8 @@ class Env(BaseSettings):
     allowed_origins: str = Field("", description="comma-separated origins, besides our own, for WebSocket and CORS")
     log_level: str = "INFO"
     max_body_bytes: int = 1 << 20
+    max_media_body_bytes: int = Field(32 << 20, description="where a body may hold pictures or audio")
+    max_file_bytes: int = Field(128 << 20, description="of an uploaded file")
     sse_keep_alive_ms: int = 5_000
     metrics_token: SecretStr = Field(SecretStr(""), description="bearer token that may scrape /metrics")
 

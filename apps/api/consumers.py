@@ -24,7 +24,7 @@ from apps.api.json import parse_object
 from apps.api.render import failure, said, usage_body
 from apps.core.database import in_database
 from apps.core.errors import Conflict, InvalidRequest, NotFound, PermissionDenied, ServiceError, Unauthenticated
-from apps.core.types import ChoiceFinished, Event, Principal, RequestFinished, TextDelta
+from apps.core.types import ChoiceFinished, Event, MediaDelta, Principal, RequestFinished, TextDelta
 from apps.scheduler import services
 from apps.scheduler.forecast import Progress
 
@@ -242,6 +242,9 @@ def _frame(event: Event) -> dict[str, Any]:
     if isinstance(event, TextDelta):
         frame = {"type": "token", "choice": event.choice, "text": event.text, "tokens": len(event.token_ids)}
         return {**said(event), **frame} if event.reasoning or event.tool_calls else frame
+    if isinstance(event, MediaDelta):
+        media = {"mime": event.mime, "data": event.media, "preview": event.preview} if event.media else {}
+        return {"type": "progress", "choice": event.choice, "units": event.units, **media}
     if isinstance(event, ChoiceFinished):
         return {"type": "choice_finished", "choice": event.choice, "finish_reason": event.reason.value}
     return _finished_frame(event)

@@ -13,26 +13,30 @@ from daphne import http_protocol, ws_protocol
 from django.conf import settings
 
 from apps.api.errors import error_body
+from apps.api.routes import max_bytes
 from apps.core.errors import PayloadTooLarge
 
 
 class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
-    """A request whose body is at most `max_body_bytes`; more closes the connection."""
+    """A request whose body is at most what its address takes; more closes the connection."""
 
     _seen_bytes = 0
+    _max_bytes = 0
     _refused = False
     _content_type: list[bytes] | None = None
 
     def gotLength(self, length: int | None) -> None:
         super().gotLength(length)
-        if length is not None and length > settings.ENV.max_body_bytes:
+        path = self.channel._path.partition(b"?")[0]  # Twisted tells the request itself only when the body is whole
+        self._max_bytes = max_bytes(path.decode("latin-1"))
+        if length is not None and length > self._max_bytes:
             self._refuse()
 
     def handleContentChunk(self, data: bytes) -> None:
         self._seen_bytes += len(data)
         if self._refused:
             return
-        if self._seen_bytes > settings.ENV.max_body_bytes:
+        if self._seen_bytes > self._max_bytes:
             self._refuse()
         else:
             super().handleContentChunk(data)
@@ -50,7 +54,7 @@ class BoundedRequest(http_protocol.WebRequest):  # type: ignore[misc]
 
     def _refuse(self) -> None:
         self._refused = True
-        message = f"The body may be {settings.ENV.max_body_bytes} bytes at most."
+        message = f"The body may be {self._max_bytes} bytes at most."
         body = json.dumps(error_body(PayloadTooLarge(message), "")).encode()
         head = (
             b"HTTP/1.1 413 Payload Too Large\r\nContent-Type: application/json\r\nConnection: close\r\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
 from apps.api.constraints import NamedTool
@@ -13,7 +13,7 @@ from apps.api.grammar import AnswerForm, check
 from apps.api.messages import conversation
 from apps.api.schemas import ChatRequest, CompletionRequest, Sampling
 from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
-from apps.core.types import InferenceRequest, OutputForm, Principal, SamplingParams, Thought
+from apps.core.types import InferenceRequest, OutputForm, Principal, Priority, SamplingParams, Thought
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.fleet.tokenizers import ModelTokenizer, tokenizer_for
 
@@ -111,8 +111,10 @@ async def _encode(encode: Callable[[], list[int]], characters: int) -> list[int]
     return encode() if characters <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
 
-async def find_model(name: str, principal: Principal) -> ModelCard:
-    """Raises NotFound: for an unknown model, one the key may not use, and one that does not speak."""
+async def find_model(
+    name: str, principal: Principal, modalities: Collection[str] = TEXT_MODALITIES, purpose: str = "chat or completions"
+) -> ModelCard:
+    """Raises NotFound: for an unknown model, one the key may not use, and one that is not for this."""
     card = (await model_cards()).get(name)
     if card is None or (principal.allowed_models is not None and name not in principal.allowed_models):
         raise NotFound(
@@ -120,8 +122,8 @@ async def find_model(name: str, principal: Principal) -> ModelCard:
             code="model_not_found",
             param="model",
         )
-    if card.modality not in TEXT_MODALITIES:
-        message = f"{name} is a model for {card.modality}, not for chat or completions."
+    if card.modality not in modalities:
+        message = f"{name} is a model for {card.modality}, not for {purpose}."
         raise NotFound(message, code="model_not_found", param="model")
     return card
 
@@ -151,10 +153,7 @@ def _prepare(
     top: int | None,
     prefix: str,
 ) -> Prepared:
-    priority = principal.priority if body.priority is None else body.priority
-    if priority > principal.max_priority:
-        message = f"Your plan does not include the service tier {body.service_tier}."
-        raise PermissionDenied(message, code="priority_not_allowed", param="service_tier")
+    priority = class_of(body.priority, principal)
     longest = max(map(len, prompts))
     max_tokens = max(1, card.context_length - longest) if token_limit is None else token_limit
     if longest + max_tokens > card.context_length:
@@ -172,6 +171,15 @@ def _prepare(
         stream=bool(body.stream),
     )
     return Prepared(request, card, tokenizer, priority.name.lower())
+
+
+def class_of(asked: Priority | None, principal: Principal) -> Priority:
+    """The class a request is served in. Raises PermissionDenied for one above the plan's."""
+    priority = principal.priority if asked is None else asked
+    if priority > principal.max_priority:
+        message = f"Your plan does not include the service tier {priority.name.lower()}."
+        raise PermissionDenied(message, code="priority_not_allowed", param="service_tier")
+    return priority
 
 
 def _sampling(body: Sampling, tokenizer: ModelTokenizer, max_tokens: int, top: int | None) -> SamplingParams:

@@ -29,10 +29,21 @@ class StreamOptions(Strict):
     include_queue: bool = False  # ours: the place in the queue, while waiting
 
 
-class Sampling(Strict):
-    """What both endpoints take. A field sent as null is as if it were not sent."""
+class Tiered(Strict):
+    """What every body that names a model takes. A field sent as null is as if it were not sent."""
 
     model: str
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+
+    @property
+    def priority(self) -> Priority | None:
+        """None: whatever the key's class is."""
+        return None if self.service_tier in (None, "auto") else Priority[self.service_tier.upper()]
+
+
+class Sampling(Tiered):
+    """What both endpoints of text take."""
+
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, gt=0, le=1)
@@ -50,7 +61,6 @@ class Sampling(Strict):
     logit_bias: Annotated[dict[str, Number], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     ignore_eos: bool | None = None
 
     @property
@@ -64,11 +74,6 @@ class Sampling(Strict):
     @property
     def include_queue(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_queue
-
-    @property
-    def priority(self) -> Priority | None:
-        """None: whatever the key's class is."""
-        return None if self.service_tier in (None, "auto") else Priority[self.service_tier.upper()]
 
     def biases(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
         """Raises InvalidRequest for what is not a token of the model, or not between -100 and 100."""
@@ -173,7 +178,7 @@ class CompletionRequest(Sampling):
         return self.prompt
 
 
-_Schema = TypeVar("_Schema", bound=Sampling)
+_Schema = TypeVar("_Schema", bound=Strict)
 
 
 def parse(schema: type[_Schema], body: dict[str, Any]) -> _Schema:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Literal, TypeAlias
 
 
 class FinishReason(StrEnum):
@@ -84,11 +85,115 @@ class OutputForm:
     tool_calls: bool = False
 
 
+# --- Work that is no text: counted in units, which are priced, charged and published as tokens are ---
+
+PATCH_PIXELS = 16 * 16
+WINDOW_SECONDS, WINDOW_UNITS = 30, 1500  # what a transcriber hears at once, and its input units
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechWork:
+    """An output unit is a character."""
+
+    text: str
+    voice: str
+    speed: float = 1.0
+    kind: Literal["speech"] = "speech"
+
+    input_units = 1
+
+    @property
+    def output_units(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedWork:
+    """The vector of each prompt: an output unit each, an input unit a token."""
+
+    dimensions: int = 0  # 0: all
+    kind: Literal["embed"] = "embed"
+
+    input_units = 0  # those of the prompts
+    output_units = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeWork:
+    """Of the request's only blob: 16 kHz, mono, s16le. An output unit is a token; how many there will be is a guess."""
+
+    seconds: float
+    language: str = "en"
+    prompt_ids: tuple[int, ...] = ()
+    timestamps: bool = False
+    kind: Literal["transcribe"] = "transcribe"
+
+    @property
+    def input_units(self) -> int:
+        return self.windows * WINDOW_UNITS
+
+    @property
+    def output_units(self) -> int:
+        return 224 * self.windows  # the most a model of Whisper's family writes
+
+    @property
+    def windows(self) -> int:
+        return max(1, -(-int(self.seconds * 1000) // (WINDOW_SECONDS * 1000)))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWork:
+    """An output unit is a patch in one denoising step, an input unit one that is decoded."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float = 0.0
+    previews: bool = False
+    kind: Literal["image"] = "image"
+
+    @property
+    def input_units(self) -> int:
+        return self.width * self.height // PATCH_PIXELS
+
+    @property
+    def output_units(self) -> int:
+        return self.steps * self.input_units
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWork:
+    """As an image's, times the latent frames, of which each holds four of the video's."""
+
+    prompt: str
+    width: int
+    height: int
+    frames: int
+    steps: int
+    guidance: float = 6.0
+    fps: int = 8
+    kind: Literal["video"] = "video"
+
+    @property
+    def input_units(self) -> int:
+        return ((self.frames - 1) // 4 + 1) * (self.width * self.height // PATCH_PIXELS)
+
+    @property
+    def output_units(self) -> int:
+        return self.steps * self.input_units
+
+
+Work: TypeAlias = SpeechWork | EmbedWork | TranscribeWork | ImageWork | VideoWork
+
+
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """One accepted unit of work: `len(prompts) * n` choices that finish, settle and are charged together.
 
-    Choice `i` continues `prompts[i // n]`. `prompts` holds token ids, never text.
+    Choice `i` continues `prompts[i // n]`, or does `work`. `prompts` holds token ids, never text. `sampling.max_tokens` bounds
+    a choice's output, in units where it is no text. `blobs` are the keys of what is too large for the queue: pictures of the
+    prompt, or audio.
     """
 
     id: str
@@ -102,19 +207,26 @@ class InferenceRequest:
     priority: Priority = Priority.DEFAULT
     weight: float = 1.0  # the organization's fair share, relative to others
     stream: bool = False
+    work: Work | None = None  # None: text
+    blobs: tuple[str, ...] = ()
 
     @property
     def num_choices(self) -> int:
-        return len(self.prompts) * self.n
+        return max(1, len(self.prompts)) * self.n
 
     @property
     def num_prompt_tokens(self) -> int:
-        return sum(len(prompt) for prompt in self.prompts)
+        """Each prompt's once; or input units, of work that is no text."""
+        return sum(map(len, self.prompts)) + self._work_units
 
     @property
     def max_total_tokens(self) -> int:
         """The most this request can be charged: what quota reserves."""
-        return self.num_prompt_tokens * self.n + self.num_choices * self.sampling.max_tokens
+        return sum(map(len, self.prompts)) * self.n + self._work_units + self.num_choices * self.sampling.max_tokens
+
+    @property
+    def _work_units(self) -> int:
+        return self.work.input_units * self.n if self.work else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +268,11 @@ class SequenceDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0  # prompt tokens not recomputed; set with the first delta
     error: str = ""  # a code, set only with finish_reason FAILED
+    # Of work that is no text; `first_index` then counts units.
+    units: int = 0
+    media: bytes = b""
+    mime: str = ""
+    preview: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +302,7 @@ class ResidentModel:
     decode_ms_per_token: float = 0.0  # one sequence's share of a step at the usual batch
     forward_share: float = 0.0  # of a busy engine's wall time, inside the forward pass
     engine: str = "continuous"  # or "static"
+    voices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +353,18 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaDelta:
+    """Work of one choice that is no text: `units` more of it are done, and what came of that."""
+
+    choice: int
+    first_index: int
+    units: int
+    media: str = ""  # base64
+    mime: str = ""
+    preview: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceFinished:
     choice: int
     reason: FinishReason
@@ -252,7 +382,7 @@ class RequestFinished:
     wait: dict[str, int] = field(default_factory=dict)  # milliseconds by cause; they add up to ttft_ms
 
 
-Event = TextDelta | ChoiceFinished | RequestFinished
+Event = TextDelta | MediaDelta | ChoiceFinished | RequestFinished
 
 
 # --- Who asks ----------------------------------------------------------------------------------------------------------

@@ -6,17 +6,23 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import grpc
 
 from apps.core.errors import ServiceError, Unavailable
 from apps.core.types import (
+    EmbedWork,
     FinishReason,
+    ImageWork,
     InferenceRequest,
     ResidentModel,
     SequenceDelta,
+    SpeechWork,
     StepOutput,
     TokenLogprob,
+    TranscribeWork,
+    VideoWork,
     WorkerSnapshot,
 )
 from protos import inference_pb2 as pb
@@ -27,12 +33,14 @@ CONNECT_SECONDS = 3
 SILENCE_SECONDS = 5.0  # without a status, at the usual interval
 MAX_TOKEN_ID = 1 << 24  # beyond any vocabulary; which ids a model has, its tokenizer knows
 MAX_NAME_LENGTH = 100  # of request ids, workers and models
+MAX_VOICES = 256
 STATES = {
     pb.MODEL_STATE_LOADING: "loading",
     pb.MODEL_STATE_READY: "ready",
     pb.MODEL_STATE_UNLOADING: "unloading",
     pb.MODEL_STATE_FAILED: "failed",
 }
+MIMES = frozenset({"", "audio/pcm", "image/png", "image/jpeg", "video/mp4", "application/octet-stream"})
 ENGINES = {"continuous": pb.ENGINE_KIND_CONTINUOUS, "static": pb.ENGINE_KIND_STATIC}
 REASONS = {
     pb.FINISH_REASON_UNSPECIFIED: None,
@@ -153,14 +161,13 @@ class ExecuteStream:
         *,
         attempt: int,
         epoch: int,
-        generated: Mapping[int, Sequence[int]],
+        done: Mapping[int, tuple[Sequence[int], int]],
+        attachments: Sequence[bytes] = (),
         timeout_ms: int,
         cache_salt: bytes,
     ) -> None:
-        """Starts the choices in `generated`, each from the tokens it already has."""
-        choices = [
-            pb.Choice(index=i, prompt_ids=request.prompts[i // request.n], generated_ids=ids) for i, ids in generated.items()
-        ]
+        """Starts the choices in `done`, each from the tokens or units it already has; `attachments` are the blobs."""
+        choices = [_choice(request, index, tokens, units) for index, (tokens, units) in done.items()]
         submit = pb.Submit(
             request_id=request.id,
             attempt=attempt,
@@ -170,6 +177,7 @@ class ExecuteStream:
             timeout_ms=timeout_ms,
             cache_salt=cache_salt,
             epoch=epoch,
+            **_work(request, attachments),
         )
         await self._write(pb.Command(submit=submit))
 
@@ -191,6 +199,39 @@ class ExecuteStream:
         except grpc.RpcError as error:
             raise _translate(error) from None
         raise DaemonError("the daemon closed the stream", code="closed")
+
+
+def _choice(request: InferenceRequest, index: int, tokens: Sequence[int], units: int) -> pb.Choice:
+    prompt = request.prompts[index // request.n] if request.prompts else ()
+    given = () if request.work else tokens  # what a transcript has is counted, not given
+    return pb.Choice(index=index, prompt_ids=prompt, generated_ids=given, done_units=units)
+
+
+def _work(request: InferenceRequest, attachments: Sequence[bytes]) -> dict[str, Any]:
+    """The fields of a Submit that say what is to be done."""
+    match request.work:
+        case None:
+            return {"pictures": attachments}
+        case SpeechWork() as w:
+            return {"speech": pb.SpeechWork(text=w.text, voice=w.voice, speed=w.speed)}
+        case EmbedWork() as w:
+            return {"embed": pb.EmbedWork(dimensions=w.dimensions)}
+        case TranscribeWork() as w:
+            return {
+                "transcribe": pb.TranscribeWork(
+                    audio=attachments[0], language=w.language, prompt_ids=w.prompt_ids, timestamps=w.timestamps
+                )
+            }
+        case ImageWork() as w:
+            image = pb.ImageWork(
+                prompt=w.prompt, width=w.width, height=w.height, steps=w.steps, guidance=w.guidance, previews=w.previews
+            )
+            return {"image": image}
+        case VideoWork() as w:
+            video = pb.VideoWork(
+                prompt=w.prompt, width=w.width, height=w.height, frames=w.frames, steps=w.steps, guidance=w.guidance, fps=w.fps
+            )
+            return {"video": video}
 
 
 def _sampling(request: InferenceRequest) -> pb.SamplingParams:
@@ -223,6 +264,10 @@ def _delta(message: pb.SequenceDelta) -> SequenceDelta:
         finish_reason=REASONS[message.finish_reason],
         cached_tokens=message.cached_tokens,
         error=_words(message.error, 100),
+        units=message.units,
+        media=message.media,
+        mime=message.mime,
+        preview=message.preview,
     )
 
 
@@ -233,6 +278,8 @@ def _require_sense(message: pb.SequenceDelta) -> None:
         raise DaemonError("the daemon sent a token of no vocabulary", code="nonsense")
     if message.logprobs and len(message.logprobs) != len(message.token_ids):
         raise DaemonError("the daemon sent logprobs that do not match its tokens", code="nonsense")
+    if message.mime not in MIMES or bool(message.media) != bool(message.mime):
+        raise DaemonError("the daemon sent media of an unknown kind", code="nonsense")
     if message.finish_reason not in REASONS:
         raise DaemonError("the daemon ended a choice for an unknown reason", code="nonsense")
 
@@ -293,4 +340,5 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         decode_ms_per_token=_measure(message.decode_ms_per_token),
         forward_share=_measure(message.forward_share),
         engine="static" if message.engine == pb.ENGINE_KIND_STATIC else "continuous",
+        voices=tuple(_words(voice, MAX_NAME_LENGTH) for voice in message.voices[:MAX_VOICES]),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from datetime import time as clock
@@ -15,6 +16,7 @@ from apps.fleet.models import Model, Worker
 from apps.fleet.weights import is_here, is_tiny
 
 CACHE_SECONDS = 4.0
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +41,23 @@ class ModelCard:
         return is_here(self.folder)
 
     @property
+    def voices(self) -> tuple[str, ...]:
+        """By its files; none for a model that does not speak."""
+        return voice_names(self.folder / "voices.safetensors")
+
+    @property
     def tiny(self) -> bool:
         return is_tiny(self.folder)
+
+
+def voice_names(file: Path) -> tuple[str, ...]:
+    """The tensors that a safetensors file says it has, read from its header; none when it cannot be read."""
+    try:
+        with file.open("rb") as data:
+            header = json.loads(data.read(min(MAX_HEADER_BYTES, int.from_bytes(data.read(8), "little"))))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(sorted(set(header) - {"__metadata__"})) if isinstance(header, dict) else ()
 
 
 async def model_cards() -> dict[str, ModelCard]:

@@ -44,6 +44,7 @@ class ModelTokenizer:
         text_config = config.get("text_config", config)  # a vision model keeps its language model's figures there
         generation = folder / "generation_config.json"
         self.vocab_size: int = text_config["vocab_size"]
+        self.hidden_size: int = text_config.get("hidden_size") or text_config.get("d_model") or 0
         self.eos_ids = _ids(text_config) | (_ids(_read(generation)) if generation.is_file() else frozenset())
         self._template_file = folder / "chat_template.jinja"
         self._config = _read(folder / "tokenizer_config.json")
@@ -59,6 +60,12 @@ class ModelTokenizer:
             found = self._tokenizer.encode(text, add_special_tokens=False)
         else:  # Lets other threads run meanwhile: `encode` holds the interpreter's lock to its end.
             (found,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        ids: list[int] = found.ids
+        return ids
+
+    def encode_framed(self, text: str) -> list[int]:
+        """As `encode`, within the special tokens that the model was trained to see around a text."""
+        (found,) = self._tokenizer.encode_batch([text], add_special_tokens=True)
         ids: list[int] = found.ids
         return ids
 

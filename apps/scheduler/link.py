@@ -10,16 +10,17 @@ from django.conf import settings
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from apps.core import blobs
 from apps.core.errors import ServiceError
 from apps.core.tasks import end
-from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
+from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, TranscribeWork, WorkerSnapshot
 from apps.fleet.daemon_client import DaemonClient, ExecuteStream
 from apps.fleet.tokenizers import tokenizer_for
 from apps.scheduler import costs, queue
 from apps.scheduler.codec import Garbled, decode_event
 from apps.scheduler.meter import Meter
 from apps.scheduler.queue import Lease
-from apps.scheduler.running import RunningRequest
+from apps.scheduler.running import RunningMedia, RunningRequest, RunningText
 
 RECONNECT_SECONDS = 0.5
 # Engine failures that another attempt may not meet.
@@ -58,7 +59,9 @@ class WorkerLink:
         request = lease.request
         try:
             log = [] if lease.attempt == 1 else await self._published(request.id)
-            running = RunningRequest(lease, tokenizer_for(request.model).decoder, log)
+            running = _running(lease)
+            running.replay(log)
+            attachments = await blobs.take(self._redis, request.blobs)
         except (ServiceError, Garbled) as error:
             message = error.message if isinstance(error, ServiceError) else "The record of this request was damaged."
             await queue.finish(self._redis, request.id, Outcome.FAILED, attempt=lease.attempt, code="failed", message=message)
@@ -74,7 +77,8 @@ class WorkerLink:
             request,
             attempt=lease.attempt,
             epoch=self.worker.epoch,
-            generated={choice: running.generated[choice] for choice in sorted(running.open)},
+            done={choice: (running.tokens(choice), running.units(choice)) for choice in sorted(running.open)},
+            attachments=attachments,
             timeout_ms=lease.timeout_ms,
             cache_salt=request.org_id.encode(),
         )
@@ -166,3 +170,10 @@ class WorkerLink:
             message = "The worker could not run this request."
             await queue.finish(self._redis, running.id, Outcome.FAILED, attempt=attempt, code=code, message=message)
         await self.abort(running.id)
+
+
+def _running(lease: Lease) -> RunningRequest:
+    """Raises ServiceError when the model's tokenizer is not here."""
+    if lease.request.work is None or isinstance(lease.request.work, TranscribeWork):
+        return RunningText(lease, tokenizer_for(lease.request.model).decoder)
+    return RunningMedia(lease)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.accounts import quota
+from apps.core import blobs
 from apps.core.errors import NotFound, QuotaExceeded, ServiceError, Unavailable
 from apps.core.redis import server_time_ms, shared
 from apps.core.tasks import end
@@ -46,12 +47,15 @@ def _redis_errors() -> Iterator[None]:
 # --- Admission ---------------------------------------------------------------------------------------------------------
 
 
-async def submit(request: InferenceRequest, principal: Principal) -> RateLimitState:
-    """Reserves quota and enqueues. Raises QuotaExceeded or Unavailable, each already written to the ledger."""
+async def submit(
+    request: InferenceRequest, principal: Principal, attachments: Mapping[str, bytes] | None = None
+) -> RateLimitState:
+    """Reserves quota and enqueues; `attachments` are the request's blobs by key. Raises QuotaExceeded or Unavailable, each
+    already written to the ledger."""
     redis = shared()
     try:
         with _redis_errors():
-            return await _submit(redis, request, principal)
+            return await _submit(redis, request, principal, attachments or {})
     except ServiceError as error:
         await refusals.record(
             redis, error, request_id=request.id, org_id=request.org_id, key_id=request.key_id, model=request.model,
@@ -60,12 +64,15 @@ async def submit(request: InferenceRequest, principal: Principal) -> RateLimitSt
         raise
 
 
-async def _submit(redis: Redis, request: InferenceRequest, principal: Principal) -> RateLimitState:
+async def _submit(
+    redis: Redis, request: InferenceRequest, principal: Principal, attachments: Mapping[str, bytes]
+) -> RateLimitState:
     workers = await _ready_workers(redis, request.model)
     ttl_ms = settings.ENV.classes[request.priority].total_timeout_ms + settings.ENV.lease_ms
     pace = await queue.pace(redis, request.model, len(workers))
     state = await _reserve(redis, request, principal, ttl_ms, pace)
     try:
+        await blobs.put(redis, attachments, ttl_ms)
         cost = price(request, await costs.to_price_by(redis, request.model, workers))
         placed = await queue.enqueue(redis, request, cost, pace=pace)
         if isinstance(placed, Refusal):
@@ -73,7 +80,7 @@ async def _submit(redis: Redis, request: InferenceRequest, principal: Principal)
     except (ServiceError, RedisError):
         await quota.release(redis, request_id=request.id, org_id=request.org_id)
         raise
-    _inflight.hold(Held(request, principal, placed, ttl_ms, time.monotonic() + ttl_ms / 1000))
+    _inflight.hold(Held(request, principal, placed, attachments, ttl_ms, time.monotonic() + ttl_ms / 1000))
     return state
 
 

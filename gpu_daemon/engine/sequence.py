@@ -125,6 +125,11 @@ class Delta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     error: str = ""
+    # Of a task: the units that the step did, and what came of them.
+    units: int = 0
+    media: bytes = b""
+    mime: str = ""
+    preview: bool = False
 
 
 @dataclass(slots=True)

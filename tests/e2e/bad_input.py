@@ -67,7 +67,9 @@ BODIES = [
     Bad("depth 100,000", 400, "invalid_json", raw=b"[" * 100_000),
     Bad("invalid UTF-8", 400, "invalid_json", raw=b'{"model":"\xff"}'),
     Bad("lone surrogate", 400, "invalid_json", raw=b'{"model":"\\ud800"}'),
-    Bad("1 MiB and one byte", 413, "payload_too_large", raw=b" " * ((1 << 20) + 1)),
+    Bad("1 MiB and one byte", 413, "payload_too_large", raw=b" " * ((1 << 20) + 1), endpoint="/v1/completions"),
+    Bad("32 MiB and one byte", 413, "payload_too_large", raw=b" " * ((32 << 20) + 1)),
+    Bad("2 MiB of brackets", 400, "invalid_json", raw=b"[]" * (1 << 20)),
 ]
 FIELDS = [
     Bad("unknown field", 400, "unsupported_parameter", "tp_size", body={"tp_size": 2}),

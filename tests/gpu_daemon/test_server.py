@@ -65,7 +65,7 @@ def request(request_id: str = "r", *, max_tokens: int = 5, prompt=(5, 6, 7), **s
 
 
 async def submit(stream, what: InferenceRequest, *, epoch: int = 1, generated=()) -> None:
-    await stream.submit(what, attempt=1, epoch=epoch, generated={0: list(generated)}, timeout_ms=0, cache_salt=b"s")
+    await stream.submit(what, attempt=1, epoch=epoch, done={0: (list(generated), 0)}, timeout_ms=0, cache_salt=b"s")
 
 
 async def collect(stream, ends: int = 1) -> dict[str, list]:

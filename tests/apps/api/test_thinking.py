@@ -14,7 +14,7 @@ from apps.core.types import FinishReason, OutputForm, SequenceDelta, TextDelta
 from apps.fleet.tokenizers import ModelTokenizer
 from apps.scheduler.codec import decode_event
 from apps.scheduler.queue import Lease
-from apps.scheduler.running import RunningRequest
+from apps.scheduler.running import RunningText
 from gpu_daemon.engine.grammar import GrammarCompiler
 from tests.apps.fleet.test_tools_and_thinking import KNOWING, make
 from tests.apps.scheduler.factories import make_request
@@ -53,7 +53,7 @@ def answer(folder, form: AnswerForm, thinking: bool | None, *, end_bias: float) 
     (sequence.grammar,) = compiler.compile(form.lark(tokenizer.tags), [[]])
     (ids,) = run_all(runner, [sequence])
     output = OutputForm(thought, tool_calls=bool(form.functions))
-    running = RunningRequest(Lease(make_request(id="chatcmpl-1", form=output), 1, 0), tokenizer.decoder)
+    running = RunningText(Lease(make_request(id="chatcmpl-1", form=output), 1, 0), tokenizer.decoder)
     said, reasoning = Said(), 0
     for index, token_id in enumerate(ids):
         reason = FinishReason.STOP if index == len(ids) - 1 else None

@@ -4,7 +4,8 @@
         client = DaemonClient(daemon.address, daemon.token)
 
 Every step gives each running choice its next token, `token_at(prompt length, seed, choice, index)`, so a request that is
-resumed here or elsewhere goes on exactly where it was.
+resumed here or elsewhere goes on exactly where it was. Work that is no text is done in `STEPS` equal
+steps, the last of which gives `MEDIA`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ import grpc
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
+STEPS = 5
+MEDIA = b"made by arithmetic"
 VOCABULARY = range(100, 1100)  # no special tokens among them, whatever the tokenizer
 Outputs = asyncio.Queue[pb.StepOutput]
 
@@ -44,11 +47,23 @@ class _Sequence:
 
     def advance(self) -> pb.SequenceDelta:
         sampling = self.submit.sampling
+        if self.submit.WhichOneof("work"):
+            return self._work(sampling.max_tokens)
         token = token_at(len(self.choice.prompt_ids), sampling.seed, self.choice.index, self.length)
         self.length += 1
         if self.length >= sampling.max_tokens:
             self.reason = pb.FINISH_REASON_LENGTH
         return self.delta([token], self.length - 1)
+
+    def _work(self, total: int) -> pb.SequenceDelta:
+        index = self.length
+        self.length = min(total, index + -(-total // STEPS))
+        last = self.length == total
+        self.reason = pb.FINISH_REASON_STOP if last else pb.FINISH_REASON_UNSPECIFIED
+        delta = self.delta([], index)
+        delta.units = self.length - index
+        delta.media, delta.mime = (MEDIA, "image/png") if last else (b"", "")
+        return delta
 
     def delta(self, ids: Iterable[int], first_index: int) -> pb.SequenceDelta:
         return pb.SequenceDelta(
@@ -207,7 +222,9 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
                 self._abort(command.abort, outputs)
 
     def _submit(self, submit: pb.Submit, outputs: Outputs) -> None:
-        sequences = [_Sequence(outputs, submit, choice, len(choice.generated_ids)) for choice in submit.choices]
+        sequences = [
+            _Sequence(outputs, submit, choice, len(choice.generated_ids) + choice.done_units) for choice in submit.choices
+        ]
         if error := self._refusal(submit):
             failed = [pb.SequenceDelta(request_id=submit.request_id, attempt=submit.attempt, choice=s.choice.index,
                                        first_index=s.length, finish_reason=pb.FINISH_REASON_FAILED, error=error)
