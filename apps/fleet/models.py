@@ -16,6 +16,8 @@ class Modality(models.TextChoices):
     SPEECH = "speech"
     IMAGE = "image"
     VIDEO = "video"
+    EMBEDDING = "embedding"
+    TRANSCRIPTION = "transcription"
 
 
 class EngineKind(models.TextChoices):
@@ -28,7 +30,7 @@ class Model(models.Model):
 
     name = models.CharField(max_length=100, unique=True, validators=[_FOLDER], help_text="What requests call it.")
     title = models.CharField(max_length=100)
-    modality = models.CharField(max_length=10, choices=Modality.choices)
+    modality = models.CharField(max_length=20, choices=Modality.choices)
     publisher = models.CharField(max_length=100)
     licence = models.CharField(max_length=100)
     parameters = models.BigIntegerField()

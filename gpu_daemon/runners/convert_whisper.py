@@ -7,6 +7,7 @@ are unpickled, and the `gpt2.tiktoken` that English-only checkpoints speak.
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 import re
 import sys
@@ -175,7 +176,7 @@ def _parts(ranks: dict[bytes, int], word: bytes, limit: int) -> list[bytes]:
     """What is left of a word when all merges before `limit` are made."""
     parts = [bytes([byte]) for byte in word]
     while len(parts) > 2:
-        merged = [ranks.get(left + right, limit) for left, right in zip(parts, parts[1:], strict=False)]
+        merged = [ranks.get(left + right, limit) for left, right in itertools.pairwise(parts)]
         best = min(range(len(merged)), key=merged.__getitem__)
         if merged[best] >= limit:
             raise UnsupportedFile("the word list is damaged")

@@ -11,7 +11,7 @@ from pathlib import Path
 from apps.fleet.weights import bundled, hub, local, manifest
 from apps.fleet.weights.bundled import PACKAGES
 from apps.fleet.weights.errors import Report, WeightsError
-from apps.fleet.weights.folder import TINY_MARK, disk_bytes, install, is_here, is_tiny, model_folder
+from apps.fleet.weights.folder import disk_bytes, install, is_here, is_tiny, model_folder
 from apps.fleet.weights.hub import REPOSITORIES
 from apps.fleet.weights.manifest import MANIFEST
 from apps.fleet.weights.tiny import RECIPES, make_tiny
@@ -21,7 +21,6 @@ __all__ = [
     "PACKAGES",
     "RECIPES",
     "REPOSITORIES",
-    "TINY_MARK",
     "Report",
     "WeightsError",
     "disk_bytes",
