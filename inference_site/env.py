@@ -61,6 +61,7 @@ class Env(BaseSettings):
     # The fleet.
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
     models_dir: Path = VAR_DIR / "models"
+    demo_models: str = Field("smollm2-135m", description="what `manage.py up` brings: names with commas, or all")
     worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
 
     @property

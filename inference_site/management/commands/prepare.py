@@ -13,6 +13,7 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--worker-port", type=int, help="also register a local worker on this port")
+        parser.add_argument("--model", nargs="*", default=[], help="models to place on it")
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0)
@@ -21,5 +22,4 @@ class Command(BaseCommand):
         call_command("bootstrap")
         if options["worker_port"]:
             call_command("fleet", "add-host", "local", address="127.0.0.1")
-            call_command("fleet", "add-worker", "local-0", host="local", port=options["worker_port"],
-                         model=["smollm2-135m"])  # fmt: skip
+            call_command("fleet", "add-worker", "local-0", host="local", port=options["worker_port"], model=options["model"])
