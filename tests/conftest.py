@@ -28,6 +28,12 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Where real weights are kept between runs."""
+    return Path(os.environ["MODELS_DIR"])
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M-Instruct, fetched when it is not there."""
     models = Path(os.environ["MODELS_DIR"])

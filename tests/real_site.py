@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
 from apps.core.redis import shared
+from apps.core.tasks import end
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
 from apps.scheduler.dispatcher import Dispatcher
@@ -58,7 +59,7 @@ class DaemonProcess:
 
 
 @asynccontextmanager
-async def real_site(redis: Redis, *daemons: DaemonProcess, seconds: float = 60) -> AsyncIterator[None]:
+async def real_site(redis: Redis, *daemons: DaemonProcess, seconds: float = 150) -> AsyncIterator[None]:
     """A dispatcher beside the daemons, until the block ends. The daemons are their makers' to stop."""
     stop, ready = asyncio.Event(), [asyncio.Event() for _ in daemons]
     followers = [asyncio.create_task(daemon.follow(redis, event)) for daemon, event in zip(daemons, ready, strict=True)]
@@ -68,7 +69,7 @@ async def real_site(redis: Redis, *daemons: DaemonProcess, seconds: float = 60) 
             for follower, event in zip(followers, ready, strict=True):
                 waiting = asyncio.create_task(event.wait())
                 await asyncio.wait({follower, waiting}, return_when=asyncio.FIRST_COMPLETED)
-                waiting.cancel()
+                await end(waiting)
                 if follower.done():
                     follower.result()
         yield

@@ -17,7 +17,6 @@ from asgiref.sync import sync_to_async
 from django.core.files.uploadedfile import SimpleUploadedFile
 from django.core.management import call_command
 from django.test import AsyncClient
-from PIL import Image
 from redis.asyncio import Redis
 
 from apps.accounts import auth
@@ -181,7 +180,3 @@ async def test_voices_are_listed_by_both_their_names(headers: dict[str, str]) ->
     assert {"af_heart", "alloy"} <= {voice["id"] for voice in found}
     models = (await AsyncClient().get("/v1/audio/models", headers=headers)).json()["models"]
     assert {model["id"] for model in models} == {"kokoro-82m", "whisper-tiny.en"}
-
-
-def picture(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data))
