@@ -58,6 +58,11 @@ class Env(BaseSettings):
     batch_max_cost_ms: int = Field(2_000, description="predicted work that closes the collector's window early, at full load")
     events_ttl_ms: int = Field(600_000, description="how long a finished request's events can be read again")
 
+    # Durable jobs.
+    media_dir: Path = Field(VAR_DIR / "media", description="files of clients, on storage that every gateway and runner reaches")
+    max_batch_lines: int = 10_000
+    webhook_private_addresses: bool = Field(False, description="whether webhooks may be plain HTTP and lead inside")
+
     # The fleet.
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
     models_dir: Path = VAR_DIR / "models"

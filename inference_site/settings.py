@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "apps.fleet",
     "apps.metrics",
     "apps.scheduler",
+    "apps.jobs",
     "apps.api",
     "apps.console",
     "inference_site",
@@ -91,7 +92,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT: Path = VAR_DIR / "static"
-MEDIA_ROOT: Path = VAR_DIR / "media"  # what clients were given or gave; never served as such
+MEDIA_ROOT: Path = ENV.media_dir  # what clients were given or gave; never served as such
 
 # --- Metrics ---
 # Called by the metrics writer with (ledger id, entry) pairs; the two apps do not know each other.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from typing import Annotated, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
@@ -17,7 +18,7 @@ from apps.api.schemas import Tiered, TokenIds
 from apps.api.strict import Text, invalid
 from apps.api.work import Job, job
 from apps.core.errors import InvalidRequest, ServiceError
-from apps.core.types import EmbedWork, MediaDelta, Principal, RequestFinished, Usage
+from apps.core.types import EmbedWork, Event, MediaDelta, Principal, RequestFinished, Usage
 from apps.fleet.selectors import ModelCard
 from apps.fleet.tokenizers import ModelTokenizer, tokenizer_for
 
@@ -43,11 +44,16 @@ class EmbeddingRequest(Tiered):
 
 
 async def embeddings(request: HttpRequest, principal: Principal) -> HttpResponseBase:
-    body, made = await intake.counted(lambda: parse_object(request.body), EmbeddingRequest, _prepare, principal)
+    body, made = await intake.counted(lambda: parse_object(request.body), EmbeddingRequest, prepare, principal)
     headers = await made.submit(principal)
+    return JsonResponse(whole(body, made, [event async for event in made.events()]), headers=headers)
+
+
+def whole(body: EmbeddingRequest, made: Job, events: Sequence[Event]) -> dict[str, Any]:
+    """The answer's body, from all its events. Raises ServiceError when the worker left a vector out."""
     vectors: dict[int, bytes] = {}
     usage = Usage()
-    async for event in made.events():
+    for event in events:
         if isinstance(event, MediaDelta) and event.mime == _MIME:
             vectors[event.choice] = base64.b64decode(event.media)
         elif isinstance(event, RequestFinished):
@@ -55,7 +61,7 @@ async def embeddings(request: HttpRequest, principal: Principal) -> HttpResponse
     if len(vectors) != made.request.num_choices:
         raise ServiceError("The worker left vectors out.", code="model_error")
     as_base64 = body.encoding_format == "base64"
-    answer = {
+    return {
         "object": "list",
         "model": made.card.name,
         "data": [
@@ -63,7 +69,6 @@ async def embeddings(request: HttpRequest, principal: Principal) -> HttpResponse
         ],
         "usage": {"prompt_tokens": usage.prompt_tokens, "total_tokens": usage.prompt_tokens},
     }
-    return JsonResponse(answer, headers=headers)
 
 
 def _shown(vector: bytes, as_base64: bool) -> str | list[float]:
@@ -74,7 +79,7 @@ def _shown(vector: bytes, as_base64: bool) -> str | list[float]:
     return values
 
 
-async def _prepare(body: EmbeddingRequest, principal: Principal) -> Job:
+async def prepare(body: EmbeddingRequest, principal: Principal) -> Job:
     card = await find_model(body.model, principal, {"embedding"}, "embeddings")
     tokenizer = tokenizer_for(card.name)
     if body.dimensions is not None and body.dimensions > tokenizer.hidden_size:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.http import HttpResponseBase
 
-from apps.api import catalogue, chat, embeddings, health, images, speech, transcriptions
+from apps.api import catalogue, chat, embeddings, files, health, images, speech, transcriptions, videos
 from apps.core.errors import MethodNotAllowed
 
 Handler = Callable[..., Awaitable[HttpResponseBase]]
@@ -67,6 +67,16 @@ ROUTES = (
     route("/v1/audio/voices", GET=speech.voices),
     route("/v1/audio/models", GET=speech.models),
     route("/v1/images/generations", POST=images.generations),
+    route("/v1/videos", POST=videos.create, GET=videos.index, takes=(*FORM, "application/json")),
+    route("/v1/videos/{name}", GET=videos.show, DELETE=videos.delete),
+    route("/v1/videos/{name}/cancel", POST=videos.cancel, takes=()),
+    route("/v1/videos/{name}/content", GET=videos.content),
+    route("/v1/files", POST=files.upload, GET=files.files, takes=FORM, max_bytes=settings.ENV.max_file_bytes),
+    route("/v1/files/{name}", GET=files.file, DELETE=files.file_delete),
+    route("/v1/files/{name}/content", GET=files.file_content),
+    route("/v1/batches", POST=files.batch_create, GET=files.batches),
+    route("/v1/batches/{name}", GET=files.batch),
+    route("/v1/batches/{name}/cancel", POST=files.batch_cancel, takes=()),
     route("/v1/media/{token}", GET=images.linked, open=True),
     route("/v1/models", GET=catalogue.models),
     route("/v1/models/{name:path}", GET=catalogue.model),

@@ -183,7 +183,7 @@ _Schema = TypeVar("_Schema", bound=Strict)
 
 def parse(schema: type[_Schema], body: dict[str, Any]) -> _Schema:
     """The body as `schema`. Raises InvalidRequest that names the first field it cannot take."""
-    known = {name: value for name, value in body.items() if name not in IGNORED}
+    known = {name: value for name, value in body.items() if name not in IGNORED or name in schema.model_fields}
     try:
         return schema.model_validate(known)
     except ValidationError as error:

@@ -35,6 +35,11 @@ def save(data: bytes, mime: str, folder: str = _LINKED) -> str:
     return str(default_storage.save(name, ContentFile(data)))
 
 
+def save_raw(data: bytes, folder: str) -> str:
+    """Keeps a file of any kind, which no link leads to. Blocks: call it in a thread."""
+    return str(default_storage.save(f"{folder}/{secrets.token_hex(16)}", ContentFile(data)))
+
+
 def load(name: str) -> bytes:
     """Raises FileNotFoundError. Blocks: call it in a thread."""
     with default_storage.open(name) as file:

@@ -62,7 +62,8 @@ class _Sequence:
         self.reason = pb.FINISH_REASON_STOP if last else pb.FINISH_REASON_UNSPECIFIED
         delta = self.delta([], index)
         delta.units = self.length - index
-        delta.media, delta.mime = (MEDIA, "image/png") if last else (b"", "")
+        mime = "video/mp4" if self.submit.WhichOneof("work") == "video" else "image/png"
+        delta.media, delta.mime = (MEDIA, mime) if last else (b"", "")
         return delta
 
     def delta(self, ids: Iterable[int], first_index: int) -> pb.SequenceDelta:

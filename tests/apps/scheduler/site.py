@@ -25,6 +25,7 @@ from tests.apps.scheduler.factories import make_request
 from tests.history import Client, check
 
 MODEL = "smollm2-135m"
+MODELS = (MODEL,)
 
 
 def principal(org: str = "1", **limits: int) -> Principal:
@@ -136,7 +137,7 @@ async def site(
 ) -> AsyncIterator[Site]:
     token = settings.ENV.daemon_token.get_secret_value()
     daemons = [
-        FakeDaemon(f"w{i}", models=[MODEL], token=token, step_seconds=step_seconds, max_running=max_running)
+        FakeDaemon(f"w{i}", models=MODELS, token=token, step_seconds=step_seconds, max_running=max_running)
         for i in range(workers)
     ]
     path.touch()  # noqa: ASYNC240
