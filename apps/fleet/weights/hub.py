@@ -93,8 +93,8 @@ def from_hub(repository: Repository) -> Filling:
 
 def _listed(repository: Repository) -> list[_RemoteFile]:
     """The files of the pinned revision that are wanted. Raises WeightsError when the hub cannot be asked, or has none."""
+    from httpx2 import HTTPError  # what the hub's client speaks
     from huggingface_hub import HfApi  # by need: it takes half a second, and most processes that come here never ask
-    from huggingface_hub.errors import HTTPError
 
     try:
         info = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
@@ -151,11 +151,11 @@ def _download(repository: Repository, files: list[_RemoteFile], folder: Path, re
 
 def _fetch(repository: Repository, file: _RemoteFile, path: Path, growing: Callable[[int], None]) -> None:
     """Asks for the rest until it is there, or until a try brings nothing. Raises httpx.HTTPError."""
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub import get_token, hf_hub_url
 
     url = hf_hub_url(repository.name, file.name, revision=repository.revision)
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}
+    token = get_token()
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
     while (size := path.stat().st_size) < file.size:
         try:
             _fetch_rest(url, headers | {"Range": f"bytes={size}-"}, path, growing)
