@@ -34,6 +34,12 @@ def _pulled(model: str) -> Path:
 
 
 @pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Where real weights are kept between runs."""
+    return Path(os.environ["MODELS_DIR"])
+
+
+@pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M-Instruct, fetched when it is not there."""
     return _pulled("smollm2-135m")

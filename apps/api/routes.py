@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.http import HttpResponseBase
 
-from apps.api import catalogue, chat, embeddings, health, images, speech
+from apps.api import catalogue, chat, embeddings, health, images, speech, transcriptions
 from apps.core.errors import MethodNotAllowed
 
 Handler = Callable[..., Awaitable[HttpResponseBase]]
+FORM = ("multipart/form-data",)
 MEDIA = settings.ENV.max_media_body_bytes
 _PARAMETER = re.compile(r"\{(\w+)(:path)?\}")
 
@@ -62,6 +63,7 @@ ROUTES = (
     route("/v1/requests/{name}", GET=chat.request_status),
     route("/v1/embeddings", POST=embeddings.embeddings, max_bytes=MEDIA),
     route("/v1/audio/speech", POST=speech.speech),
+    route("/v1/audio/transcriptions", POST=transcriptions.transcriptions, takes=FORM, max_bytes=MEDIA),
     route("/v1/audio/voices", GET=speech.voices),
     route("/v1/audio/models", GET=speech.models),
     route("/v1/images/generations", POST=images.generations),

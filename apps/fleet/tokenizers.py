@@ -191,6 +191,8 @@ def _tokenizer(path: Path) -> Tokenizer:
     except Exception as error:
         raise ValueError(f"{path.name} is not a tokenizer's file") from error
     tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()  # some files ask for a fixed length, for batches of other libraries
+    tokenizer.no_truncation()
     return tokenizer
 
 
