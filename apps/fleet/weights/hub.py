@@ -9,17 +9,18 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import shutil
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from apps.fleet.weights import child
+import httpx
+
 from apps.fleet.weights.errors import Report, WeightsError
 from apps.fleet.weights.folder import Filling, keep_only
 from apps.fleet.weights.manifest import sha256
 
 _TIMEOUT_SECONDS = 10.0
+_CHUNK_BYTES = 1 << 20
 _WANTED = ("*.json", "*.txt", "*.jinja", "*.model")
 
 
@@ -81,6 +82,7 @@ def from_hub(repository: Repository) -> Filling:
             if not file.is_at(download / file.name):
                 (download / file.name).unlink(missing_ok=True)
                 raise WeightsError(f"{repository.name}/{file.name} is damaged: its hash is not the hub's; try again")
+        for file in files:
             target = partial / file.name.replace(".fp16.", ".")  # a variant's name, which loaders have to be told
             target.parent.mkdir(parents=True, exist_ok=True)
             (download / file.name).rename(target)
@@ -91,8 +93,8 @@ def from_hub(repository: Repository) -> Filling:
 
 def _listed(repository: Repository) -> list[_RemoteFile]:
     """The files of the pinned revision that are wanted. Raises WeightsError when the hub cannot be asked, or has none."""
+    from httpx2 import HTTPError  # what the hub's client speaks
     from huggingface_hub import HfApi  # by need: it takes half a second, and most processes that come here never ask
-    from huggingface_hub.errors import HTTPError
 
     try:
         info = HfApi().model_info(repository.name, revision=repository.revision, files_metadata=True, timeout=_TIMEOUT_SECONDS)
@@ -127,18 +129,49 @@ def _unreachable(repository: Repository, error: Exception) -> str:
 
 
 def _download(repository: Repository, files: list[_RemoteFile], folder: Path, report: Report) -> None:
-    """By the hub's own client as a child, which goes on with files that are there in part."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "huggingface_hub.cli.hf", "download", repository.name, *(file.name for file in files),
-               "--revision", repository.revision, "--local-dir", str(folder), "--quiet"]  # fmt: skip
-    total = sum(file.size for file in files) or 1
+    """Into `folder`, going on with files that are there in part. Raises WeightsError."""
+    total, done = sum(file.size for file in files) or 1, 0
+    for file in files:
 
-    def growing(size: int) -> None:
-        report("downloading", min(0.99, size / total))
+        def growing(size: int, before: int = done) -> None:
+            report("downloading", min(0.99, (before + size) / total))
 
-    reason = child.run_growing(command, folder, {"HF_HUB_DISABLE_PROGRESS_BARS": "1"}, growing)
-    if reason is not None:
-        raise WeightsError(f"cannot download {repository.name}: {reason or 'the hub gave no reason'}; the same command goes on")
+        path = folder / file.name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        try:
+            _fetch(repository, file, path, growing)
+        except httpx.HTTPError as error:
+            reason = str(error).splitlines()[:1] or [type(error).__name__]
+            raise WeightsError(
+                f"cannot download {repository.name}/{file.name}: {reason[0]}; the same command goes on"
+            ) from None
+        done += file.size
+
+
+def _fetch(repository: Repository, file: _RemoteFile, path: Path, growing: Callable[[int], None]) -> None:
+    """Asks for the rest until it is there, or until a try brings nothing. Raises httpx.HTTPError."""
+    from huggingface_hub import get_token, hf_hub_url
+
+    url = hf_hub_url(repository.name, file.name, revision=repository.revision)
+    token = get_token()
+    headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {token}"} if token else {})
+    while (size := path.stat().st_size) < file.size:
+        try:
+            _fetch_rest(url, headers | {"Range": f"bytes={size}-"}, path, growing)
+        except httpx.TransportError:
+            if path.stat().st_size == size:
+                raise
+
+
+def _fetch_rest(url: str, headers: dict[str, str], path: Path, growing: Callable[[int], None]) -> None:
+    """Appends what the server sends, or begins anew when it sends the whole."""
+    with httpx.stream("GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT_SECONDS) as response:
+        response.raise_for_status()
+        with path.open("ab" if response.status_code == httpx.codes.PARTIAL_CONTENT else "wb") as part:
+            for chunk in response.iter_raw(_CHUNK_BYTES):
+                part.write(chunk)
+                growing(part.tell())
 
 
 def _git_sha1(content: bytes) -> str:

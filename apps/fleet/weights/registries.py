@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
@@ -96,7 +97,13 @@ def _members(path: Path) -> Iterator[Iterator[tuple[str, Callable[[], IO[bytes]]
     """The files of a wheel or a tarball: name, and what opens it."""
     if path.suffix == ".whl":
         with zipfile.ZipFile(path) as wheel:
-            yield ((name, lambda name=name: wheel.open(name)) for name in wheel.namelist() if not name.endswith("/"))
+            yield ((name, partial(wheel.open, name)) for name in wheel.namelist() if not name.endswith("/"))
     else:
         with tarfile.open(path) as tarball:
-            yield ((info.name, lambda info=info: tarball.extractfile(info)) for info in tarball if info.isfile())
+            yield ((info.name, partial(_open, tarball, info)) for info in tarball if info.isfile())
+
+
+def _open(tarball: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
+    file = tarball.extractfile(info)
+    assert file is not None  # what only folders and devices are
+    return file

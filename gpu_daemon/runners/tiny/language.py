@@ -30,4 +30,4 @@ def _vary_vectors(model: torch.nn.Module) -> None:
     """Norms and biases start at one and zero, where leaving them out would go unnoticed."""
     for parameter in model.parameters():
         if parameter.dim() == 1:
-            parameter += torch.empty_like(parameter).uniform_(-0.25, 0.25)
+            parameter.add_(torch.empty_like(parameter).uniform_(-0.25, 0.25))

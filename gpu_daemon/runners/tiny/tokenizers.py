@@ -24,7 +24,7 @@ def write_byte_tokenizer(recipe: dict[str, Any], chat_template: str, target: Pat
     tokens = [*added, *byte_symbols()] if recipe["added_tokens_first"] else [*byte_symbols(), *added]
     ids = {token: number for number, token in enumerate(tokens)}
     plain = set(recipe["not_special"])
-    whole = {
+    whole: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
