@@ -148,7 +148,7 @@ async def _unanswered(batch: Batch) -> AsyncIterator[BatchLine]:
 
 
 def _page_after(batch: Batch, number: int) -> list[BatchLine]:
-    return list(BatchLine.objects.filter(batch=batch, response=None, number__gt=number)[:LINES_READ])
+    return list(BatchLine.objects.filter(batch=batch, response__isnull=True, number__gt=number)[:LINES_READ])
 
 
 async def _answer_line(batch: Batch, line: BatchLine, principal: Principal) -> None:
@@ -214,7 +214,7 @@ _PREPARE: dict[str, Callable[[dict[str, Any], Principal], Awaitable[tuple[Infere
 
 async def _finish(batch: Batch) -> None:
     state = State.CANCELLED if batch.cancelling else State.COMPLETED
-    if await in_database(BatchLine.objects.filter(batch=batch, response=None).exists):
+    if await in_database(BatchLine.objects.filter(batch=batch, response__isnull=True).exists):
         state = State.CANCELLED if batch.cancelling else State.EXPIRED
     outputs, errors = await in_database(lambda: _files(batch, state))
     await in_database(lambda: jobs.batch_finish(batch, state, outputs, errors))

@@ -28,9 +28,9 @@ from apps.scheduler import services
 POLL_MS = 1000  # what pollers of SDKs are told to wait
 MAX_PROMPT = 4000
 FPS = 8
-FRAMES = range(1, 50, 4)  # the latent frames of a video hold four of its own, and the first one
+FRAMES = range(9, 50, 4)  # the latent frames of a video hold four of its own, and the first one
 REAL_SIZE = (720, 480)  # the only one that the published weights make
-TINY_SIDES = range(32, 257, 16)
+TINY_SIDES = range(64, 721, 16)
 
 
 def _whole(value: Any) -> Any:
@@ -44,7 +44,7 @@ class VideoRequest(Tiered):
     size: str | None = Field(None, max_length=20)
     # Ours.
     frames: Annotated[int | None, BeforeValidator(_whole)] = None
-    steps: Annotated[int | None, BeforeValidator(_whole)] = Field(None, ge=1, le=100)
+    steps: Annotated[int | None, BeforeValidator(_whole)] = Field(None, ge=1, le=50)
     guidance_scale: Number | None = Field(None, ge=1, le=20)
     seed: int | None = Field(None, ge=0, le=2**63 - 1)
 
@@ -56,7 +56,7 @@ class VideoRequest(Tiered):
         if self.seconds is not None:
             raise invalid("frames: says the same as seconds; send one of them.", "frames")
         if self.frames not in FRAMES:
-            raise invalid("frames: is 1, 5, 9 and so on to 49.", "frames")
+            raise invalid("frames: is 9, 13, 17 and so on to 49.", "frames")
         return self.frames
 
     def sides(self, card: ModelCard) -> tuple[int, int]:

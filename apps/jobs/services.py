@@ -180,7 +180,7 @@ def batch_cancel(*, org_id: str, batch_id: str) -> Batch:
 
 def line_finish(line: BatchLine, response: Mapping[str, Any], *, failed: bool) -> None:
     """Writes the answer of a line, unless it has one."""
-    BatchLine.objects.filter(pk=line.pk, response=None).update(response=dict(response), failed=failed)
+    BatchLine.objects.filter(pk=line.pk, response__isnull=True).update(response=dict(response), failed=failed)
 
 
 def line_lost(line: BatchLine) -> None:

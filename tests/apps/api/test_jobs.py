@@ -309,7 +309,7 @@ async def test_a_cancelled_batch_keeps_what_it_has(made: Site) -> None:
         daemon.step_seconds = 0.1
     batch = (await create_batch(headers, await upload(headers, [line(n, max_tokens=3) for n in range(60)]))).json()
     async with runner():
-        await until(lambda: in_database(BatchLine.objects.exclude(response=None).exists), [True])
+        await until(lambda: in_database(BatchLine.objects.exclude(response__isnull=True).exists), [True])
         told = await AsyncClient().post(f"/v1/batches/{batch['id']}/cancel", headers=headers)
         assert told.json()["status"] == "cancelling"
         await until(batch_status(headers, batch["id"]), ["cancelled"])
@@ -331,7 +331,7 @@ async def test_a_batch_whose_runners_are_killed_again_and_again_answers_each_lin
     for share in (0, 40, 100):
 
         async def reached(share: int = share) -> bool:
-            answered = await in_database(BatchLine.objects.exclude(response=None).count)
+            answered = await in_database(BatchLine.objects.exclude(response__isnull=True).count)
             begun = await in_database(lambda: Batch.objects.get(pk=batch["id"]).attempt > 0)
             return begun and answered >= share
 
