@@ -13,12 +13,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable, Iterator, Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from gpu_daemon.engine.task import ImageWork, Progress, Task, VideoWork, Work
+from gpu_daemon.runners.diffusion import load_parts
+from gpu_daemon.runners.pretrained import weight_bytes
+from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 WARM_STEPS = 2
 Picture = TypeVar("Picture", ImageWork, VideoWork)
@@ -69,11 +73,18 @@ class Denoiser(ABC, Generic[Picture]):
         self._tokenizer, self._text_encoder = parts["tokenizer"], parts["text_encoder"]
         self._vae, self._scheduler = parts["vae"], parts["scheduler"]
         networks = [part for part in parts.values() if isinstance(part, torch.nn.Module)]
-        self.weight_bytes = sum(p.numel() * p.element_size() for network in networks for p in network.parameters())
+        self.weight_bytes = sum(weight_bytes(network) for network in networks)
         self.dtype: torch.dtype = self._text_encoder.dtype
         self._schedules: dict[int, Any] = {}
         self._states: dict[Task, Denoising[Picture]] = {}
         self.input_ms_per_unit = self.output_ms_per_unit = 0.0
+
+    @classmethod
+    def load(cls, folder: Path, options: RunnerOptions, report: Report) -> Self:
+        """From a model's folder. Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
+        parts = load_parts(folder, cls.PARTS, cls.UPCAST, torch.device(options.device), report)
+        report("warming", 0.9)
+        return cls(parts, options.device)
 
     @abstractmethod
     def check(self, work: Work) -> None:

@@ -1,4 +1,4 @@
-"""Loads a diffusers folder, component by component. Its files are untrusted: safetensors only, no code, classes from a list."""
+"""Reads a diffusers folder part by part. Its files are untrusted: safetensors only, no code, classes from a list."""
 
 from __future__ import annotations
 
@@ -11,66 +11,53 @@ import diffusers
 import torch
 
 from gpu_daemon.errors import LoadFailed
-from gpu_daemon.runners.denoiser import Denoiser
-from gpu_daemon.runners.image import ImageRunner
-from gpu_daemon.runners.torch_runner import Report, RunnerOptions
-from gpu_daemon.runners.video import VideoRunner
+from gpu_daemon.runners.torch_runner import Report
 
 INDEX = "model_index.json"
-PIPELINES: dict[str, type[ImageRunner] | type[VideoRunner]] = {
-    "StableDiffusionPipeline": ImageRunner,
-    "CogVideoXPipeline": VideoRunner,
-}
 diffusers.utils.logging.disable_progress_bar()
 
 
-def load(folder: Path, options: RunnerOptions, report: Report) -> Denoiser[Any]:
-    """From a model's folder. Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
-    index = _read_index(folder)
-    runner = PIPELINES[index["_class_name"]]
-    _check_classes(folder, index, runner.PARTS)
-    device = torch.device(options.device)
+def load_parts(
+    folder: Path, parts: Mapping[str, type], upcast: frozenset[str], device: torch.device, report: Report
+) -> dict[str, Any]:
+    """`parts` by name and class: on a GPU in float16, but for those in `upcast`; on a CPU in float32. Raises LoadFailed."""
+    _check_classes(folder, parts)
     half = torch.float16 if device.type == "cuda" else torch.float32
-    parts = {}
-    for done, name in enumerate(runner.PARTS):
-        report(f"reading {name}", 0.1 + 0.8 * done / len(runner.PARTS))
-        parts[name] = _load_part(folder / name, runner.PARTS[name], torch.float32 if name in runner.UPCAST else half, device)
-    report("warming", 0.9)
-    return runner(parts, options.device)
+    loaded = {}
+    for done, (name, kind) in enumerate(parts.items()):
+        report(f"reading {name}", 0.1 + 0.8 * done / len(parts))
+        loaded[name] = _load_part(folder / name, kind, torch.float32 if name in upcast else half, device)
+    return loaded
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _check_classes(folder: Path, parts: Mapping[str, type]) -> None:
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text())
-        pipeline = index["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError):
+        index = dict(json.loads((folder / INDEX).read_text()))
+    except (OSError, ValueError, TypeError):
         raise LoadFailed(f"{folder.name}: {INDEX} is missing or damaged") from None
-    if pipeline not in PIPELINES:
-        raise LoadFailed(f"{folder.name}: the pipeline {pipeline} is not one of {', '.join(PIPELINES)}")
-    return index
-
-
-def _check_classes(folder: Path, index: Mapping[str, Any], parts: Mapping[str, type]) -> None:
     for name, expected in parts.items():
         match index.get(name):
             case [_, str(found)] if found == expected.__name__:
                 continue
             case found:
-                raise LoadFailed(f"{folder.name}: its {name} is {json.dumps(found)}, where only {expected.__name__} runs here")
+                shown = json.dumps(found)[:100]
+                raise LoadFailed(f"{folder.name}: its {name} is {shown}, where only {expected.__name__} runs here")
 
 
 def _load_part(folder: Path, kind: Any, dtype: torch.dtype, device: torch.device) -> Any:
-    """A network is on the device, in `dtype`; tokenizers and schedulers have neither."""
     where = f"{folder.parent.name}: its {folder.name}"
     if not folder.is_dir():
         raise LoadFailed(f"{where} is missing")
-    network = issubclass(kind, torch.nn.Module)
-    options = {"torch_dtype": dtype, "use_safetensors": True, "variant": _variant(folder)} if network else {}
     try:
-        part = kind.from_pretrained(folder, local_files_only=True, **options)
+        if not issubclass(kind, torch.nn.Module):
+            return kind.from_pretrained(folder, local_files_only=True)
+        options = {"use_safetensors": True, "variant": _variant(folder), "output_loading_info": True}
+        network, info = kind.from_pretrained(folder, torch_dtype=dtype, local_files_only=True, **options)
     except Exception as error:  # noqa: BLE001  The files decide what is raised: any kind of damage is one failure.
         raise LoadFailed(f"{where} cannot be read ({type(error).__name__})") from None
-    return part.to(device).eval().requires_grad_(False) if network else part
+    if info["missing_keys"] or info["mismatched_keys"]:
+        raise LoadFailed(f"{where} has not the weights that its config.json tells of")
+    return network.to(device).eval().requires_grad_(False)
 
 
 def _variant(folder: Path) -> str | None:

@@ -16,12 +16,14 @@ import pytest
 import sentencepiece
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from gpu_daemon.engine.sequence import EngineKind
 from gpu_daemon.engine.task import ImageWork, Progress, SpeechWork, Task, VideoWork, Work
 from gpu_daemon.errors import InvalidCommand, LoadFailed
 from gpu_daemon.runners.denoiser import Denoiser, noise
-from gpu_daemon.runners.diffusion import load
 from gpu_daemon.runners.image import ImageRunner
+from gpu_daemon.runners.opening import open_runner
 from gpu_daemon.runners.tiny.__main__ import make
 from gpu_daemon.runners.torch_runner import RunnerOptions, set_threads
 from gpu_daemon.runners.video import VideoRunner
@@ -46,9 +48,11 @@ def video_folder(tmp_path_factory) -> Path:
     return make_folder(tmp_path_factory, "cogvideox-2b")
 
 
-def load_runner(folder: Path) -> Denoiser:
+def load_runner(folder: Path, report=lambda *_: None) -> Denoiser:
     set_threads(1)
-    return load(folder, RunnerOptions("cpu", max_model_len=0), lambda *_: None)
+    runner = open_runner(folder, EngineKind.CONTINUOUS, RunnerOptions("cpu", max_model_len=0), report)
+    assert isinstance(runner, Denoiser)
+    return runner
 
 
 @pytest.fixture(scope="module")
@@ -331,7 +335,7 @@ def test_every_number_of_steps_has_a_schedule_of_that_length(images, videos) -> 
 
 def test_loading_says_what_it_reads_and_warming_measures(image_folder) -> None:
     stages: list[tuple[str, float]] = []
-    runner = load(image_folder, RunnerOptions("cpu", 0), lambda *stage: stages.append(stage))
+    runner = load_runner(image_folder, lambda *stage: stages.append(stage))
     assert [stage for stage, _ in stages] == [*(f"reading {part}" for part in ImageRunner.PARTS), "warming"]
     assert [share for _, share in stages] == sorted(share for _, share in stages)
     assert runner.weight_bytes == 4 * (2_140_036 + 367_527 + 36_064)
@@ -376,6 +380,13 @@ def _pickled(folder: Path) -> None:
     torch.save({}, folder / "vae" / "diffusion_pytorch_model.bin")
 
 
+def _incomplete(folder: Path) -> None:
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    del tensors["conv_in.weight"]
+    save_file(tensors, weights)
+
+
 def _other_sizes(folder: Path) -> None:
     _edit(folder / "unet" / "config.json", block_out_channels=[32, 64, 64, 128])
 
@@ -383,9 +394,10 @@ def _other_sizes(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_unlist, "model_index.json is missing"), (_other_pipeline, "StableDiffusionXLPipeline is not one of"),
+        (_unlist, "config.json is missing"), (_other_pipeline, "StableDiffusionXLPipeline is not one of"),
         (_other_class, 'its unet is \\["evil", "UNet"\\]'), (_no_vae, "its vae is missing"), (_cut, "its unet cannot be read"),
         (_pickled, "its vae cannot be read"), (_other_sizes, "its unet cannot be read"),
+        (_incomplete, "its unet has not the weights"),
     ],
 )  # fmt: skip
 def test_a_damaged_folder_is_refused_in_one_line(copied, damage, reason) -> None:
