@@ -123,7 +123,7 @@ class VideoRunner(Denoiser[VideoWork]):
         spare = 0 if count % 2 else _FRAMES - 1  # of an even number, the decoder makes four frames of the first latent too
         cache = None
         with closing(Mp4(work.width, work.height, work.frames, work.fps)) as video:
-            for piece in latents.split([2 + count % 2] + [2] * (count // 2 - 1), dim=2):
+            for piece in torch.split(latents, [2 + count % 2] + [2] * (count // 2 - 1), 2):
                 sample, cache = self._vae.decoder(piece, conv_cache=cache)
                 video.add(to_pixels(sample[0].transpose(0, 1)[spare:]))
                 spare = 0
