@@ -1,4 +1,4 @@
-"""`python -m gpu_daemon.bench`: what this device does with the engine, at full size and without any weights.
+"""What this device does with the engine of text, at full size and without any weights.
 
 Builds a model from its published numbers with random weights and drives the daemon's own scheduler, cache and runner. Prints
 tokens/s by streams, beside the same work through `model.generate`; the time to a first token; one stream's share of what the
@@ -161,7 +161,7 @@ def report_restore(bench: Bench, tokens: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m gpu_daemon.bench", description=__doc__)
-    parser.add_argument("--model", choices=sorted(MODELS), default="smollm2-135m")
+    parser.add_argument("--model", choices=sorted(MODELS), required=True)
     parser.add_argument("--device", default="auto", help="cpu, cuda:N, or auto")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--prompts", type=int, nargs="+", default=[1024, 8000], help="lengths whose first token is timed")
@@ -188,7 +188,3 @@ def main(arguments: list[str] | None = None) -> None:
         first, _ = bench.run(1, prompt, 1)
         say(f"prompt {prompt}", f"first {first * 1000:.0f} ms")
     report_restore(bench, min(4096, bench.runner.max_model_len))
-
-
-if __name__ == "__main__":
-    main()
