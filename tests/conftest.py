@@ -36,9 +36,31 @@ def models_dir() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M-Instruct, fetched when it is not there."""
+    return _pulled("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def kokoro() -> Path:
+    """The real Kokoro-82M and its voices."""
+    return _pulled("kokoro-82m")
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Path:
+    """The real Whisper tiny.en."""
+    return _pulled("whisper-tiny.en")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The real all-MiniLM-L6-v2."""
+    return _pulled("minilm-l6-v2")
+
+
+def _pulled(model: str) -> Path:
     models = Path(os.environ["MODELS_DIR"])
-    pull("smollm2-135m", models, lambda *_: None)
-    return models / "smollm2-135m"
+    pull(model, models, lambda *_: None)
+    return models / model
 
 
 @pytest.fixture(scope="session")
