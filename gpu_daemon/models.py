@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,10 +24,13 @@ from gpu_daemon.engine.step_scheduler import StepScheduler
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
 
 if TYPE_CHECKING:
+    from gpu_daemon.runners.cache_shapes import Layout
+    from gpu_daemon.runners.parallel import Group
     from gpu_daemon.runners.static_runner import StaticRunner
     from gpu_daemon.runners.torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
+_HANDOVER_SECONDS = 10.0  # what is not written by then is lost: who stops a daemon waits no longer than for its drain and this
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
@@ -49,9 +53,11 @@ class Resident:
 class Models:
     """Owns every Resident. Lives on the event loop; loading runs in a thread."""
 
-    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None]) -> None:
+    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None], group: Group | None = None) -> None:
         self._config = config
         self._deliver = deliver
+        self.group = group  # the ranks that models are split over, if any
+        self._layouts: dict[str, Layout] = {}  # of the blocks that weights have in `host_memory`
         self._lock = asyncio.Lock()
         self.residents: dict[str, Resident] = {}
         self.device = "?"
@@ -69,6 +75,8 @@ class Models:
         LoadFailed for a model that is here under the other engine."""
         if not _NAME.fullmatch(name):
             raise InvalidCommand("a model's name is small letters, digits, dots, dashes and underscores")
+        if self.group is not None and kind is EngineKind.STATIC:
+            raise LoadFailed(f"{name}: the static engine runs on one device, not on a tensor-parallel group")
         resident = self.residents.get(name)
         if resident is None or resident.state == "failed":
             resident = self.residents[name] = Resident(name, kind)
@@ -89,31 +97,26 @@ class Models:
                 folder = self._config.models_dir / resident.name
                 runner = await asyncio.to_thread(self._build, resident.kind, folder, report)
                 resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
+                engine = await asyncio.to_thread(self._engine, resident.name, runner)
             except LoadFailed as error:
                 await _change(resident, state="failed", error=str(error))
                 return
             except Exception as error:
                 await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
                 raise
-            resident.runner = runner
-            resident.engine = self._engine(resident.name, runner)
+            resident.runner, resident.engine = runner, engine
             await _change(resident, state="ready", stage="ready", progress=1.0)
 
     def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> TorchRunner | StaticRunner:
         # Imported here, so that the daemon answers its health check while torch is still on its way in.
+        from gpu_daemon.runners.parallel import Alone
         from gpu_daemon.runners.static_runner import StaticRunner
-        from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device, set_threads
+        from gpu_daemon.runners.torch_runner import TorchRunner, pick_device, runner_options, set_threads
 
-        config = self._config
-        set_threads(config.threads)
-        self.device = pick_device(config.device)
-        options = RunnerOptions(
-            device=self.device,
-            max_model_len=config.max_model_len,
-            kv_bytes=config.kv_bytes,
-            threads=config.threads,
-            int8=config.int8,
-        )
+        config, group = self._config, self.group or Alone()
+        set_threads(config.threads, group.local_size)
+        self.device = pick_device(config.device, config.place.local_rank)
+        options = runner_options(config, self.device, group, group.announce(folder.name))
         runner_class = StaticRunner if kind is EngineKind.STATIC else TorchRunner
         runner = runner_class.load(folder, options, report)
         runner.warm()
@@ -129,10 +132,37 @@ class Models:
 
     def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
-        weights = f"{name}@{_written(self._config.models_dir / name)}"
+        weights = f"{name}@{_written(self._config.models_dir / name)}{'+int8' if self._config.int8 else ''}"
         store = KvStore(self.host_memory, weights, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
+        self._take_over(weights, runner, store)
         cache = KvCache(runner.blocks, runner.block_tokens, store)
         return StepScheduler(cache, self._config.step_tokens, self._config.max_sequences)
+
+    def _take_over(self, weights: str, runner: TorchRunner, store: KvStore) -> None:
+        """Into host memory what an earlier daemon left of these weights, laid out as this one's decoder has it."""
+        self._layouts[weights] = runner.layout
+        if self._config.kv_handover is None:
+            return
+        from gpu_daemon.runners.handover import Handover
+
+        taken = 0
+        for block in Handover(self._config.kv_handover, self._config.token).take(weights, runner.kv_shape):
+            taken += store.adopt(block.key, block.depth, runner.layout.pack(block.kv))
+        _LOG.info("%s: took over %d blocks of KV", weights, taken)
+
+    def _hand_over(self, folder: Path) -> None:
+        """Leaves what host memory keeps to the next daemon. What cannot be written is lost, and no more."""
+        from gpu_daemon.runners.handover import Block, Handover
+
+        handover, deadline = Handover(folder, self._config.token), time.monotonic() + _HANDOVER_SECONDS
+        for weights, layout in self._layouts.items():
+            kept = self.host_memory.take(weights)
+            try:
+                left = handover.write(weights, (Block(key, depth, layout.unpack(data)) for key, depth, data in kept), deadline)
+            except OSError as error:
+                _LOG.warning("kv handover: %s", error)
+                return
+            _LOG.info("%s: left %d blocks of KV", weights, left)
 
     async def unload(self, name: str, grace_seconds: float) -> None:
         """Removes a model once its sequences are done, or the grace is over. Raises ModelNotReady."""
@@ -147,7 +177,10 @@ class Models:
         return await _until_idle(list(self.residents.values()), grace_seconds)
 
     async def close(self) -> None:
+        """Stops every engine; what their caches know is handed over, where the configuration says so."""
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
+        if self._config.kv_handover is not None:
+            await asyncio.to_thread(self._hand_over, self._config.kv_handover)
 
 
 def _grammars(folder: Path, runner: TorchRunner | StaticRunner) -> GrammarCompiler | None:
