@@ -23,7 +23,8 @@ from torch import Tensor
 
 _LOG = logging.getLogger(__name__)
 _FILE_BYTES = 64 << 20
-_STALE_SECONDS = 3600.0  # whoever was to take it has not come
+_STALE_SECONDS = 3600.0
+_SUFFIXES = (".safetensors", ".part", ".taken")  # complete, being written, being read
 
 
 class Block(NamedTuple):
@@ -75,11 +76,17 @@ class Handover:
     def take(self, weights: str, shape: tuple[int, ...]) -> Iterator[Block]:
         """The blocks that these weights left, the most worth of a file first; `shape` is what their `kv` must have. What is
         damaged, foreign, or of other weights of the same name, is removed; other models' files stay for their takers."""
+        self._tidy()
         for path in sorted(self._folder.glob("*.safetensors"), key=_written):
-            if time.time() - _written(path) > _STALE_SECONDS:
-                _remove(path, "nobody came for it")
-            elif self._of_model(path, weights):
+            if self._of_model(path, weights):
                 yield from self._take(path, weights, shape)
+
+    def _tidy(self) -> None:
+        """Nothing stays for good, if its taker never comes or died over it."""
+        for suffix in _SUFFIXES:
+            for path in self._folder.glob(f"*{suffix}"):
+                if time.time() - _written(path) > _STALE_SECONDS:
+                    _remove(path, "nobody came for it")
 
     def _of_model(self, path: Path, weights: str) -> bool:
         """Whether it is for us to take or to remove."""
@@ -96,7 +103,7 @@ class Handover:
         return str(left_by).split("@")[0] == weights.split("@")[0]
 
     def _take(self, path: Path, weights: str, shape: tuple[int, ...]) -> list[Block]:
-        mine = path.with_suffix(f".{secrets.token_hex(8)}")
+        mine = path.with_suffix(".taken")
         try:
             path.rename(mine)
             return self._read(mine, weights, shape)
@@ -134,7 +141,7 @@ def _written(path: Path) -> float:
     try:
         return path.lstat().st_mtime
     except FileNotFoundError:
-        return 0.0
+        return time.time()
 
 
 def _remove(path: Path, why: str) -> None:

@@ -8,9 +8,11 @@ Of a model that is split over ranks each computes its heads and its part of the 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -52,7 +54,7 @@ class TorchDecoder:
         self.layout = RowLayout(decoder.dtype)
         # One block more than is handed out: rows that only fill a bucket write there.
         shape = (len(decoder.layers), 2, (blocks + 1) * self.block_tokens, decoder.kv_heads, decoder.head_dim)
-        self.cache = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+        self.cache = _zeros(shape, decoder)
         self.scratch_place = blocks * self.block_tokens
         self.block_bytes = self.cache[:, :, : self.block_tokens].numel() * decoder.dtype.itemsize
         self._graphs = Graphs(self) if decoder.device.type == "cuda" else None
@@ -258,6 +260,14 @@ class Graphs:
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = owner.forward(step)
         return graph, step, logits
+
+
+def _zeros(shape: tuple[int, ...], decoder: Decoder) -> Tensor:
+    """On a CPU what no sequence has reached costs no memory."""
+    if decoder.device.type != "cpu":
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+    pages = np.zeros(math.prod(shape) * decoder.dtype.itemsize, np.uint8)
+    return torch.from_numpy(pages).view(decoder.dtype).view(shape)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import statistics
@@ -15,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 import transformers
-from transformers.distributed import DistributedConfig
 
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.kv_store import BlockCosts
@@ -26,6 +26,7 @@ from gpu_daemon.runners.cache_shapes import BLOCK_TOKENS, Layout
 from gpu_daemon.runners.leader import LeadDecoder
 from gpu_daemon.runners.parallel import Alone, Group
 from gpu_daemon.runners.sampler import sample
+from gpu_daemon.runners.sharding import end_mesh, split
 from gpu_daemon.runners.torch_decoder import TorchDecoder
 from gpu_daemon.runners.weights import Decoder, take_decoder
 
@@ -99,6 +100,8 @@ class TorchRunner:
         model, eos_ids = options.group.together(lambda: _read(folder, options))
         report("building", 0.5)
         runner = cls(model, eos_ids, options)
+        del model
+        gc.collect()  # its modules hold one another, and weights and sockets that nobody needs
         report("warming", 0.9)
         return runner
 
@@ -204,25 +207,16 @@ def _load(folder: Path, config: dict[str, Any], device: torch.device, ranks: int
     architecture: Any = ARCHITECTURES[config["architectures"][0]]
     stored = str(config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype"))
     narrow = device.type == "cuda" or (stored == "bfloat16" and ranks == 1)
-    options = {"dtype": torch.bfloat16 if narrow else torch.float32, "local_files_only": True}
-    if ranks > 1:
-        _require_division(folder.name, config, ranks)
-        options["distributed_config"] = DistributedConfig(tp_plan="auto", tp_size=ranks)
+    options = {"dtype": torch.bfloat16 if narrow else torch.float32, **split(folder.name, config, ranks)}
     try:
-        model = architecture.from_pretrained(folder, use_safetensors=True, trust_remote_code=False, **options)
+        model = architecture.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise LoadFailed(f"{folder.name}: the weights cannot be read ({type(error).__name__})") from None
     if ranks > 1:
-        _end_mesh(model)
+        end_mesh(model)
     return model.to(device).eval().requires_grad_(False)
-
-
-def _end_mesh(model: Any) -> None:
-    """Ends the process groups by which transformers has split a model: what a rank has to have is on it."""
-    for mesh in (model._mesh_manager.get_mesh(("pp", "dp_replicate", "fsdp", "tp")), model._mesh_manager.get_mesh(("pp", "dp_replicate", "efsdp", "ep"))):  # noqa: E501  # fmt: skip
-        for group in mesh.get_all_groups():
-            if group is not torch.distributed.group.WORLD:
-                torch.distributed.destroy_process_group(group)
 
 
 def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
@@ -233,15 +227,6 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
         value = source.get("eos_token_id")
         ids.update(value if isinstance(value, list) else [] if value is None else [value])
     return frozenset(ids)
-
-
-def _require_division(name: str, config: dict[str, Any], ranks: int) -> None:
-    """Raises LoadFailed unless each rank can have as many heads as the others."""
-    text = config.get("text_config") or config
-    for what in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        number = text.get(what, text.get("num_attention_heads"))
-        if not isinstance(number, int) or number % ranks:
-            raise LoadFailed(f"{name}: its {what} ({number}) cannot be divided among {ranks} ranks")
 
 
 def _block_shape(decoder: Decoder, ranks: int = 1) -> tuple[int, ...]:
