@@ -36,7 +36,9 @@ async def serve(config: DaemonConfig, stop: asyncio.Event, group: Group | None =
     _LOG.info("worker %s listens on %s:%s", config.worker_id, config.host, config.port)
     for name in config.preload:
         daemon.models.start_load(name)
+    looking = asyncio.create_task(daemon.models.sessions.look())
     await stop.wait()
+    looking.cancel()
     _LOG.info("draining")
     daemon.draining = True
     await state.enter_graceful_shutdown()

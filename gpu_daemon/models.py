@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,15 +21,14 @@ from gpu_daemon.engine.sequence import Delta, EngineKind
 from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
+from gpu_daemon.sessions import Sessions
 
 if TYPE_CHECKING:
-    from gpu_daemon.runners.cache_shapes import Layout
     from gpu_daemon.runners.parallel import Group
     from gpu_daemon.runners.static_runner import StaticRunner
     from gpu_daemon.runners.torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
-_HANDOVER_SECONDS = 10.0  # what is not written by then is lost: who stops a daemon waits no longer than for its drain and this
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 
@@ -57,11 +55,11 @@ class Models:
         self._config = config
         self._deliver = deliver
         self.group = group  # the ranks that models are split over, if any
-        self._layouts: dict[str, Layout] = {}  # of the blocks that weights have in `host_memory`
         self._lock = asyncio.Lock()
         self.residents: dict[str, Resident] = {}
         self.device = "?"
         self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
+        self.sessions = Sessions(config.kv_handover, config.token, self.host_memory)
 
     def ready(self, name: str) -> Resident:
         """Raises ModelNotReady."""
@@ -134,35 +132,9 @@ class Models:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
         weights = f"{name}@{_written(self._config.models_dir / name)}{'+int8' if self._config.int8 else ''}"
         store = KvStore(self.host_memory, weights, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
-        self._take_over(weights, runner, store)
+        self.sessions.welcome(weights, runner, store)
         cache = KvCache(runner.blocks, runner.block_tokens, store)
         return StepScheduler(cache, self._config.step_tokens, self._config.max_sequences)
-
-    def _take_over(self, weights: str, runner: TorchRunner, store: KvStore) -> None:
-        """Into host memory what an earlier daemon left of these weights, laid out as this one's decoder has it."""
-        self._layouts[weights] = runner.layout
-        if self._config.kv_handover is None:
-            return
-        from gpu_daemon.runners.handover import Handover
-
-        taken = 0
-        for block in Handover(self._config.kv_handover, self._config.token).take(weights, runner.kv_shape):
-            taken += store.adopt(block.key, block.depth, runner.layout.pack(block.kv))
-        _LOG.info("%s: took over %d blocks of KV", weights, taken)
-
-    def _hand_over(self, folder: Path) -> None:
-        """Leaves what host memory keeps to the next daemon. What cannot be written is lost, and no more."""
-        from gpu_daemon.runners.handover import Block, Handover
-
-        handover, deadline = Handover(folder, self._config.token), time.monotonic() + _HANDOVER_SECONDS
-        for weights, layout in self._layouts.items():
-            kept = self.host_memory.take(weights)
-            try:
-                left = handover.write(weights, (Block(key, depth, layout.unpack(data)) for key, depth, data in kept), deadline)
-            except OSError as error:
-                _LOG.warning("kv handover: %s", error)
-                return
-            _LOG.info("%s: left %d blocks of KV", weights, left)
 
     async def unload(self, name: str, grace_seconds: float) -> None:
         """Removes a model once its sequences are done, or the grace is over. Raises ModelNotReady."""
@@ -177,10 +149,9 @@ class Models:
         return await _until_idle(list(self.residents.values()), grace_seconds)
 
     async def close(self) -> None:
-        """Stops every engine; what their caches know is handed over, where the configuration says so."""
+        """Stops every engine; what their caches know is left to the next daemon, where the configuration says so."""
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
-        if self._config.kv_handover is not None:
-            await asyncio.to_thread(self._hand_over, self._config.kv_handover)
+        await asyncio.to_thread(self.sessions.leave)
 
 
 def _grammars(folder: Path, runner: TorchRunner | StaticRunner) -> GrammarCompiler | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from pathlib import Path
@@ -11,9 +12,14 @@ import torch
 from safetensors.torch import save_file
 
 from gpu_daemon.config import from_arguments
+from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import BlockCosts, HostMemory, KvStore
 from gpu_daemon.runners.cache_shapes import PanelLayout, RowLayout
 from gpu_daemon.runners.handover import Block, Handover
+from gpu_daemon.runners.torch_runner import TorchRunner
+from gpu_daemon.sessions import Sessions
+from tests.gpu_daemon.conftest import make_runner
+from tests.gpu_daemon.driver import make_sequence, run_all
 
 SECRET = "s" * 32
 SHAPE = (3, 2, 16, 2, 32)
@@ -110,6 +116,30 @@ def test_host_memory_gives_the_most_worth_first_and_adopts_what_it_has_room_for(
     store = KvStore(memory, WEIGHTS, 100, BlockCosts(1, 2), lambda block: None, lambda block, data: None)
     assert [store.adopt(bytes([depth]), depth, depth) for depth in range(3)] == [True, True, False]
     assert store.restore(bytes([1]), 0)
+
+
+async def test_a_daemon_that_serves_already_takes_over_what_another_kind_leaves(tiny_folder, tmp_path) -> None:
+    prompt = [3 + i % 200 for i in range(70)]
+    (first_runner, first, leaving), (runner, cache, staying) = (serving(tiny_folder, tmp_path, c) for c in (True, False))
+    ((*tokens,),) = run_all(first_runner, [make_sequence(prompt)], cache=first)
+    first.save_all()
+    leaving.leave()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(staying.look(), 2)
+    assert not list(tmp_path.iterdir())
+    longer = [*prompt, *tokens, 5, 6]
+    sequence = make_sequence(longer)
+    assert run_all(runner, [sequence], cache=cache) == run_all(first_runner, [make_sequence(longer)], cache=KvCache(64, 16))
+    assert sequence.cached == (len(longer) - 3) // 16 * 16
+
+
+def serving(model: Path, folder: Path, compiled: bool) -> tuple[TorchRunner, KvCache, Sessions]:
+    """A model that is loaded, and what its daemon has for it."""
+    runner, memory = make_runner(model, compiled=compiled), HostMemory(1 << 24)
+    store = KvStore(memory, WEIGHTS, runner.block_bytes, BlockCosts(1, 2), runner.save, runner.restore)
+    sessions = Sessions(folder, SECRET, memory)
+    sessions.welcome(WEIGHTS, runner, store)
+    return runner, KvCache(64, 16, store), sessions
 
 
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o701])
