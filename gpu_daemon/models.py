@@ -57,7 +57,7 @@ class Models:
         self.group = group  # the ranks that models are split over, if any
         self._lock = asyncio.Lock()
         self.residents: dict[str, Resident] = {}
-        self.device = "?"
+        self.device = "?" if group is None else str(group.device)
         self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
         self.sessions = Sessions(config.kv_handover, config.token, self.host_memory)
 

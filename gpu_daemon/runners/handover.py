@@ -133,7 +133,7 @@ class Handover:
         digest = hashlib.blake2b(weights.encode(), key=self._secret)
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.contiguous().view(torch.uint8).numpy())
+            digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()
 
 

@@ -245,9 +245,8 @@ def join(place: Place, device: str) -> Group:
 
 def _store(place: Place) -> Any:
     """Where the ranks meet: torchrun's, or rank 0's own, which listens on that one address."""
-    if place.hosted or place.rank:
-        return dist.TCPStore(*place.store, place.ranks, False, timeout=_MEETING)
-    listener = socket.create_server(place.store)
-    return dist.TCPStore(
-        *place.store, place.ranks, True, timeout=_MEETING, master_listen_fd=listener.detach(), wait_for_workers=False
+    serves = place.rank == 0 and not place.hosted
+    listener = socket.create_server(place.store).detach() if serves else None
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        *place.store, place.ranks, serves, timeout=_MEETING, master_listen_fd=listener, wait_for_workers=False
     )
