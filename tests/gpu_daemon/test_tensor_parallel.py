@@ -242,9 +242,11 @@ async def test_other_architectures_are_split_beside_it_and_leave_nothing_open(gr
         await client.unload_model(name, 1, 1000)
         opened = [rank.num_fds() for rank in group.processes()]
     assert tokens == run_all(make_runner(models / name), [make_sequence(p, max_tokens=12) for p in prompts])
-    await load(client, name)
-    await client.unload_model(name, 1, 1000)
-    assert max(now.num_fds() - before for now, before in zip(group.processes(), opened, strict=True)) <= 2
+    for _ in range(3):
+        await load(client, name)
+        await client.unload_model(name, 1, 1000)
+    grown = [rank.num_fds() - before for rank, before in zip(group.processes(), opened, strict=True)]
+    assert max(grown) <= 14  # a load has 12, which may be there until the next
 
 
 async def test_what_a_group_cannot_run_is_refused_and_what_serves_goes_on(client) -> None:
