@@ -26,8 +26,10 @@ from gpu_daemon.engine.task import Task, TaskRunner
 from gpu_daemon.engine.task_engine import TaskEngine
 from gpu_daemon.engine.turns import DeviceTurns
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
+from gpu_daemon.sessions import Sessions
 
 if TYPE_CHECKING:
+    from gpu_daemon.runners.parallel import Group
     from gpu_daemon.runners.static_runner import StaticRunner
     from gpu_daemon.runners.torch_runner import TorchRunner
 
@@ -94,14 +96,16 @@ class Resident:
 class Models:
     """Owns every Resident. Lives on the event loop; loading runs in a thread."""
 
-    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None]) -> None:
+    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None], group: Group | None = None) -> None:
         self._config = config
         self._deliver = deliver
+        self.group = group  # the ranks that models are split over, if any
         self._lock = asyncio.Lock()
         self._turns = DeviceTurns()
         self.residents: dict[str, Resident] = {}
-        self.device = "?"
+        self.device = "?" if group is None else str(group.device)
         self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
+        self.sessions = Sessions(config.kv_handover, config.token, self.host_memory)
 
     def ready(self, name: str) -> Resident:
         """Raises ModelNotReady."""
@@ -115,6 +119,8 @@ class Models:
         LoadFailed for a model that is here under the other engine."""
         if not _NAME.fullmatch(name):
             raise InvalidCommand("a model's name is small letters, digits, dots, dashes and underscores")
+        if self.group is not None and kind is EngineKind.STATIC:
+            raise LoadFailed(f"{name}: the static engine runs on one device, not on a tensor-parallel group")
         resident = self.residents.get(name)
         if resident is None or resident.state == "failed":
             resident = self.residents[name] = Resident(name, kind)
@@ -136,14 +142,14 @@ class Models:
                 runner = await asyncio.to_thread(self._build, resident.kind, folder, report)
                 if isinstance(runner, TextRunner):
                     resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
+                engine = await asyncio.to_thread(self._engine, resident.name, runner)
             except LoadFailed as error:
                 await _change(resident, state="failed", error=str(error))
                 return
             except Exception as error:
                 await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
                 raise
-            resident.runner = runner
-            resident.engine = self._engine(resident.name, runner)
+            resident.runner, resident.engine = runner, engine
             await _change(resident, state="ready", stage="ready", progress=1.0)
 
     def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> AnyRunner:
@@ -152,20 +158,16 @@ class Models:
         except UnsafeFolder as error:
             raise LoadFailed(str(error)) from None
         # Imported here, so that the daemon answers its health check while torch is still on its way in.
-        from gpu_daemon.runners.opening import open_runner
-        from gpu_daemon.runners.torch_runner import RunnerOptions, pick_device, set_threads
+        from gpu_daemon.runners.opening import loader_of
+        from gpu_daemon.runners.parallel import Alone
+        from gpu_daemon.runners.torch_runner import pick_device, runner_options, set_threads
 
-        config = self._config
-        set_threads(config.threads)
-        self.device = pick_device(config.device)
-        options = RunnerOptions(
-            device=self.device,
-            max_model_len=config.max_model_len,
-            kv_bytes=config.kv_bytes,
-            threads=config.threads,
-            int8=config.int8,
-        )
-        runner = open_runner(folder, kind, options, report)
+        config, group = self._config, self.group or Alone()
+        set_threads(config.threads, group.local_size)
+        self.device = pick_device(config.device, config.place.local_rank)
+        load = loader_of(folder, kind, split=self.group is not None)  # before the other ranks are told
+        options = runner_options(config, self.device, group, group.announce(folder.name))
+        runner = load(folder, options, report)
         runner.warm()
         return runner
 
@@ -184,8 +186,9 @@ class Models:
 
     def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
-        weights = f"{name}@{_written(self._config.models_dir / name)}"
+        weights = f"{name}@{_written(self._config.models_dir / name)}{'+int8' if self._config.int8 else ''}"
         store = KvStore(self.host_memory, weights, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
+        self.sessions.welcome(weights, runner, store)
         cache = KvCache(runner.blocks, runner.block_tokens, store)
         return StepScheduler(cache, self._config.step_tokens, self._config.max_sequences)
 
@@ -202,7 +205,9 @@ class Models:
         return await _until_idle(list(self.residents.values()), grace_seconds)
 
     async def close(self) -> None:
+        """Stops every engine; what their caches know is left to the next daemon, where the configuration says so."""
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
+        await asyncio.to_thread(self.sessions.leave)
 
 
 def _grammars(folder: Path, runner: TextRunner) -> GrammarCompiler | None:

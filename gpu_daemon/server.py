@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import psutil
@@ -21,6 +21,9 @@ from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, InvalidGram
 from gpu_daemon.models import Models, Resident
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
+
+if TYPE_CHECKING:
+    from gpu_daemon.runners.parallel import Group
 
 MAX_MESSAGE_BYTES = 16 << 20
 COMPILERS = 2  # threads that compile grammars, beside the engines'
@@ -81,14 +84,14 @@ def _refusing(handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
 class GpuDaemon(pb_grpc.GpuDaemonServicer):
     """One daemon: its models, and the streams of its callers."""
 
-    def __init__(self, config: DaemonConfig) -> None:
+    def __init__(self, config: DaemonConfig, group: Group | None = None) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._callers: dict[int, asyncio.Queue[pb.StepOutput]] = {}
         self._numbers = itertools.count(1)
         self._compilers = ThreadPoolExecutor(COMPILERS, "grammar")
         self._compiling: dict[tuple[int, str, int], asyncio.Task[None]] = {}  # by caller, request and attempt
-        self.models = Models(config, self._from_engine)
+        self.models = Models(config, self._from_engine, group)
         self.draining = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -207,6 +210,8 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             from gpu_daemon.runners.torch_runner import device_memory
 
             name, total, free = device_memory(self.models.device)
+        if self.models.group is not None:
+            name, (total, free) = f"{self.models.group.size} x {name}", self.models.group.memory
         models = [wire.model_status(resident) for resident in self.models.residents.values()]
         return pb.DaemonStatus(
             worker_id=self._config.worker_id,
@@ -214,7 +219,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             step=sum(r.engine.load.step for r in self.models.residents.values() if r.engine is not None),
             device=self.models.device,
             device_name=name,
-            mode="individual",
+            mode="individual" if self.models.group is None else "tensor_parallel",
             draining=self.draining,
             memory_total_bytes=total,
             memory_free_bytes=free,

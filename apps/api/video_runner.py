@@ -44,8 +44,10 @@ def _ended_elsewhere(video: Video) -> bool:
 
 async def _beat(video: Video) -> None:
     """Until the video is not ours to run any more."""
-    while await in_database(lambda: jobs.keep(video, progress=video.progress, state=video.state)):
-        await asyncio.sleep(BEAT_SECONDS)
+    ours = True
+    while ours:
+        ours = await in_database(lambda: jobs.keep(video, progress=video.progress, state=video.state))
+        await asyncio.sleep(BEAT_SECONDS if ours else 0)
 
 
 async def _make(video: Video, principal: Principal) -> None:

@@ -22,6 +22,27 @@ class Batch:
     runs: tuple[tuple[int, int], ...]  # (first row, rows) of each chunk
     sampled: np.ndarray  # i64 [samples]: rows whose logits are wanted
 
+    def flat(self) -> np.ndarray:
+        """All of it in one i64 array, for another rank."""
+        sizes = [len(self.tokens), len(self.angles), *self.tables.shape, len(self.sampled)]
+        parts = [self.tokens, self.positions, self.angles, self.row_table, self.tables, np.array(self.runs), self.sampled]
+        return np.concatenate([np.array(sizes), *(part.ravel() for part in parts)])
+
+    @staticmethod
+    def from_flat(numbers: np.ndarray) -> Batch:
+        rows, sections, chunks, blocks, samples = numbers[:5].tolist()
+        sizes = [rows, rows, sections * rows, rows, chunks * blocks, chunks * 2, samples]
+        tokens, positions, angles, row_table, tables, runs, sampled = np.split(numbers[5:], np.cumsum(sizes)[:-1])
+        return Batch(
+            tokens=tokens,
+            positions=positions,
+            angles=angles.reshape(sections, rows),
+            row_table=row_table,
+            tables=tables.reshape(chunks, blocks),
+            runs=tuple((first, count) for first, count in runs.reshape(chunks, 2).tolist()),
+            sampled=sampled,
+        )
+
 
 def make_batch(chunks: Many[Chunk], sections: int = 1) -> Batch:
     counts = np.array([chunk.count for chunk in chunks])

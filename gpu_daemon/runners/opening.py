@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from gpu_daemon.engine.sequence import EngineKind
 from gpu_daemon.errors import LoadFailed
@@ -13,6 +14,8 @@ from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 if TYPE_CHECKING:
     from gpu_daemon.models import AnyRunner
+
+Loader: TypeAlias = "Callable[[Path, RunnerOptions, Report], AnyRunner]"
 
 # What a folder's files call the model: the module that runs it, imported when it is wanted, and its class.
 _RUNNERS = {
@@ -27,18 +30,18 @@ _RUNNERS = {
 }
 
 
-def open_runner(folder: Path, kind: EngineKind, options: RunnerOptions, report: Report) -> AnyRunner:
-    """Loads the folder's model. Raises LoadFailed."""
+def loader_of(folder: Path, kind: EngineKind, *, split: bool = False) -> Loader:
+    """What loads the folder; `split` is over the ranks of a group. Raises LoadFailed."""
     name = _architecture(folder)
     if name not in _RUNNERS:
         raise LoadFailed(f"{folder.name}: the architecture {name[:100]} is not one of {', '.join(_RUNNERS)}")
     module, runner_class = _RUNNERS[name]
+    if module != "torch_runner" and (split or kind is EngineKind.STATIC):
+        raise LoadFailed(f"{folder.name}: only models of text are split over ranks, or batched statically")
     if kind is EngineKind.STATIC:
-        if module != "torch_runner":
-            raise LoadFailed(f"{folder.name}: only models of text are batched statically")
         module, runner_class = "static_runner", "StaticRunner"
-    runner: AnyRunner = getattr(import_module(f"gpu_daemon.runners.{module}"), runner_class).load(folder, options, report)
-    return runner
+    load: Loader = getattr(import_module(f"gpu_daemon.runners.{module}"), runner_class).load
+    return load
 
 
 def _architecture(folder: Path) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
 from collections.abc import Sequence as Many
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,11 +17,16 @@ import psutil
 import torch
 import transformers
 
+from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.kv_store import BlockCosts
 from gpu_daemon.engine.sequence import Chunk, Sampled, Sampling, Sequence
 from gpu_daemon.errors import LoadFailed
 from gpu_daemon.runners.batch import make_batch
+from gpu_daemon.runners.cache_shapes import BLOCK_TOKENS, Layout
+from gpu_daemon.runners.leader import LeadDecoder
+from gpu_daemon.runners.parallel import Alone, Group
 from gpu_daemon.runners.sampler import sample
+from gpu_daemon.runners.sharding import end_mesh, split
 from gpu_daemon.runners.torch_decoder import TorchDecoder
 from gpu_daemon.runners.weights import Decoder, take_decoder
 
@@ -47,6 +54,21 @@ class RunnerOptions:
     threads: int = 0
     int8: bool = False
     compiled: bool = True  # the kernels in runners/cpu; without them torch runs the CPU too
+    group: Alone = field(default_factory=Alone)
+    model: int = 0  # what the group calls it
+
+
+def runner_options(config: DaemonConfig, device: str, group: Alone, model: int) -> RunnerOptions:
+    """The same on every rank."""
+    return RunnerOptions(
+        device=device,
+        max_model_len=config.max_model_len,
+        kv_bytes=config.kv_bytes,
+        threads=config.threads,
+        int8=config.int8,
+        group=group,
+        model=model,
+    )
 
 
 class TorchRunner:
@@ -60,25 +82,33 @@ class TorchRunner:
         self.vocab_size = int(text.vocab_size)
         self.eos_ids = eos_ids
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-        decoder = take_decoder(model, self.max_model_len)
+        group = options.group
+        decoder = group.together(lambda: take_decoder(model, self.max_model_len, group.size))
         self._sections = len(decoder.sections)
-        self.blocks = _blocks(decoder, options.kv_bytes, self.max_model_len)
-        self._decode = self._make(decoder, options)
-        self.block_tokens, self.block_bytes = self._decode.block_tokens, self._decode.block_bytes
+        self.blocks = group.least(_blocks_that_fit(decoder, options))
+        _require_blocks(self.blocks, decoder, self.max_model_len)
+        self.decoder = group.together(lambda: self._make(decoder, options))
+        self.block_tokens, self.block_bytes = self.decoder.block_tokens, self.decoder.block_bytes
+        self.layout: Layout = self.decoder.layout
+        self.kv_shape = _block_shape(decoder, group.size)
         self.prefill_ms_per_token = self.decode_ms_per_token = self.restore_ms = self.forward_ms = 0.0
 
     @classmethod
     def load(cls, folder: Path, options: RunnerOptions, report: Report) -> TorchRunner:
         """From a model's folder. Raises LoadFailed. `report(stage, progress)` is called as the load goes on."""
-        config = _read_config(folder)
         report("reading", 0.1)
-        model = _load(folder, config, torch.device(options.device))
+        model, eos_ids = options.group.together(lambda: _read(folder, options))
         report("building", 0.5)
-        runner = cls(model, _eos_ids(folder, config), options)
+        runner = cls(model, eos_ids, options)
+        del model
+        gc.collect()  # its modules hold one another, and weights and sockets that nobody needs
         report("warming", 0.9)
         return runner
 
-    def _make(self, decoder: Decoder, options: RunnerOptions) -> CpuDecoder | TorchDecoder:
+    def _make(self, decoder: Decoder, options: RunnerOptions) -> CpuDecoder | TorchDecoder | LeadDecoder:
+        if isinstance(options.group, Group):
+            share = TorchDecoder(decoder, blocks=self.blocks, length=self.max_model_len, group=options.group)
+            return share if options.group.rank else LeadDecoder(share, options.group, options.model)
         if self.device.type == "cpu" and options.compiled:
             from gpu_daemon.runners.cpu.decoder import CpuDecoder  # a GPU's host need not have a compiler
 
@@ -116,29 +146,29 @@ class TorchRunner:
         """One step. The result has one entry for each chunk that samples, in the chunks' order."""
         batch = make_batch(chunks, self._sections)
         started = time.perf_counter()
-        logits = self._decode(batch)
+        logits = self.decoder(batch)
         self.forward_ms = (time.perf_counter() - started) * 1000  # a GPU has only been told by now
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         return sample(logits, sampling) if sampling else []
 
     def save(self, block: int) -> torch.Tensor:
         """A copy in host memory of one block's keys and values."""
-        return self._decode.save(block)
+        return self.decoder.save(block)
 
     def restore(self, block: int, saved: torch.Tensor) -> None:
         """Writes a saved block back."""
-        self._decode.restore(block, saved)
+        self.decoder.restore(block, saved)
 
     def close(self) -> None:
         """Ends the threads it may have."""
-        self._decode.close()
+        self.decoder.close()
 
 
-def pick_device(wanted: str) -> str:
-    """`auto` is the first GPU, or the CPU."""
+def pick_device(wanted: str, local_rank: int = 0) -> str:
+    """`auto` is the rank's GPU, the first one's when alone, or the CPU."""
     if wanted != "auto":
         return wanted
-    return "cuda:0" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
 
 
 def device_memory(device: str) -> tuple[str, int, int]:
@@ -150,9 +180,14 @@ def device_memory(device: str) -> tuple[str, int, int]:
     return "cpu", memory.total, memory.available
 
 
-def set_threads(count: int) -> None:
-    """Threads of one operation. More than there are physical cores only fight each other."""
-    torch.set_num_threads(count or psutil.cpu_count(logical=False) or 1)
+def set_threads(count: int, sharing: int = 1) -> None:
+    """Threads of one operation. More than there are physical cores, of all processes `sharing` them, only fight each other."""
+    torch.set_num_threads(count or max(1, (psutil.cpu_count(logical=False) or 1) // sharing))
+
+
+def _read(folder: Path, options: RunnerOptions) -> tuple[transformers.PreTrainedModel, frozenset[int]]:
+    config = _read_config(folder)
+    return _load(folder, config, torch.device(options.device), options.group.size), _eos_ids(folder, config)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -166,17 +201,21 @@ def _read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def _load(folder: Path, config: dict[str, Any], device: torch.device) -> transformers.PreTrainedModel:
-    """The weights: bfloat16 on a GPU; on a CPU as stored, if that is bfloat16 or float32, else float32."""
+def _load(folder: Path, config: dict[str, Any], device: torch.device, ranks: int = 1) -> transformers.PreTrainedModel:
+    """The weights: bfloat16 on a GPU; on a CPU as stored, if that is bfloat16 or float32, else float32. Of several ranks each
+    reads its share; on CPUs they compute in float32, as one process does, so that tokens agree."""
     architecture: Any = ARCHITECTURES[config["architectures"][0]]
     stored = str(config.get("dtype") or config.get("torch_dtype") or (config.get("text_config") or {}).get("dtype"))
-    dtype = torch.bfloat16 if device.type == "cuda" or stored == "bfloat16" else torch.float32
+    narrow = device.type == "cuda" or (stored == "bfloat16" and ranks == 1)
+    options = {"dtype": torch.bfloat16 if narrow else torch.float32, **split(folder.name, config, ranks)}
     try:
         model = architecture.from_pretrained(
-            folder, dtype=dtype, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, **options
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise LoadFailed(f"{folder.name}: the weights cannot be read ({type(error).__name__})") from None
+    if ranks > 1:
+        end_mesh(model)
     return model.to(device).eval().requires_grad_(False)
 
 
@@ -190,17 +229,29 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _blocks(decoder: Decoder, kv_bytes: int, length: int) -> int:
-    """How many blocks the cache may have: by the cap, or by the memory that is free now. Raises LoadFailed for too few."""
-    cuda = decoder.device.type == "cuda"
-    itemsize = 2 if cuda else 4
-    per_block = 16 * 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * itemsize
-    free = torch.cuda.mem_get_info()[0] * 8 // 10 if cuda else psutil.virtual_memory().available // 4
-    least = -(-length // 16) + 1
-    blocks = int((kv_bytes or free) // per_block)
+def _block_shape(decoder: Decoder, ranks: int = 1) -> tuple[int, ...]:
+    """`kv` of a block, as cache_shapes.py has it."""
+    return len(decoder.layers), 2, BLOCK_TOKENS, decoder.kv_heads * ranks, decoder.head_dim
+
+
+def _block_bytes(decoder: Decoder) -> int:
+    return math.prod(_block_shape(decoder)) * (2 if decoder.device.type == "cuda" else 4)
+
+
+def _blocks_that_fit(decoder: Decoder, options: RunnerOptions) -> int:
+    """How many blocks the cache may have: by the cap, or by the memory that is free now, which the ranks on a CPU share."""
+    if decoder.device.type == "cuda":
+        free = torch.cuda.mem_get_info(decoder.device)[0] * 8 // 10
+    else:
+        free = psutil.virtual_memory().available // 4 // options.group.local_size
+    return int((options.kv_bytes or free) // _block_bytes(decoder))
+
+
+def _require_blocks(blocks: int, decoder: Decoder, length: int) -> None:
+    """Raises LoadFailed for fewer than one sequence needs."""
+    least = -(-length // BLOCK_TOKENS) + 1
     if blocks < least:
         raise LoadFailed(
-            f"the KV cache needs {least * per_block} bytes for one sequence of {length} tokens; "
+            f"the KV cache needs {least * _block_bytes(decoder)} bytes for one sequence of {length} tokens; "
             "give it more (--kv-bytes) or lower --max-model-len"
         )
-    return blocks

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as bpe
 
 from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, set_threads
 
@@ -56,6 +58,15 @@ def make_tiny(folder: Path, kind: str) -> Path:
     saved = json.loads((folder / "config.json").read_text())
     assert saved["architectures"] == [type(model).__name__]
     return folder
+
+
+def make_tokenizer(folder: Path) -> None:
+    """A token a byte."""
+    alphabet = ["<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(bpe.BPE(vocab={character: place for place, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<eos>", "<bos>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def make_runner(folder: Path, **options) -> TorchRunner:

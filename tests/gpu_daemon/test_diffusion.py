@@ -23,7 +23,7 @@ from gpu_daemon.engine.task import ImageWork, Progress, SpeechWork, Task, VideoW
 from gpu_daemon.errors import InvalidCommand, LoadFailed
 from gpu_daemon.runners.denoiser import Denoiser, noise
 from gpu_daemon.runners.image import ImageRunner
-from gpu_daemon.runners.opening import open_runner
+from gpu_daemon.runners.opening import loader_of
 from gpu_daemon.runners.tiny.__main__ import make
 from gpu_daemon.runners.torch_runner import RunnerOptions, set_threads
 from gpu_daemon.runners.video import VideoRunner
@@ -50,7 +50,7 @@ def video_folder(tmp_path_factory) -> Path:
 
 def load_runner(folder: Path, report=lambda *_: None) -> Denoiser:
     set_threads(1)
-    runner = open_runner(folder, EngineKind.CONTINUOUS, RunnerOptions("cpu", max_model_len=0), report)
+    runner = loader_of(folder, EngineKind.CONTINUOUS)(folder, RunnerOptions("cpu", max_model_len=0), report)
     assert isinstance(runner, Denoiser)
     return runner
 

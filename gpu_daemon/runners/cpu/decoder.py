@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gpu_daemon.runners.batch import Batch
+from gpu_daemon.runners.cache_shapes import PanelLayout
 from gpu_daemon.runners.cpu import kernels
 from gpu_daemon.runners.cpu.vector import PANEL, panel_bytes
 from gpu_daemon.runners.weights import Decoder
@@ -31,6 +32,7 @@ class CpuDecoder:
         self._shape = _shape(decoder, kind)
         self._weights = self._pack(decoder, kind)
         self.block_bytes = self._shape.block_floats * 4
+        self.layout = PanelLayout(len(decoder.layers), decoder.kv_heads, decoder.head_dim)
         self._cache = _lazy_zeros(blocks * self._shape.block_floats).reshape(blocks, -1)
         self._team = _Team(threads, _scratch_floats(self._shape, length))
 
