@@ -57,6 +57,7 @@ class Answer:
 
     prepared: Prepared
     renderer: Renderer
+    session: str | None = None
     show_queue: bool = False
     ended: Callable[[RequestFinished], Awaitable[None]] = _nothing
 

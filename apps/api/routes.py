@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from django.http import HttpResponseBase
 
 from apps.api import catalogue, chat, health
+from apps.api.responses import handlers as responses
 from apps.core.errors import MethodNotAllowed
 
 Handler = Callable[..., Awaitable[HttpResponseBase]]
@@ -55,6 +56,12 @@ ROUTES = (
     route("/v1/chat/completions", POST=chat.chat_completions),
     route("/v1/completions", POST=chat.completions),
     route("/v1/estimate", POST=chat.estimate),
+    route("/v1/responses", POST=responses.create),
+    route("/v1/responses/input_tokens", POST=responses.input_tokens),
+    route("/v1/responses/compact", POST=responses.compact),
+    route("/v1/responses/{response_id}", GET=responses.retrieve, DELETE=responses.delete),
+    route("/v1/responses/{response_id}/cancel", POST=responses.cancel, takes=()),
+    route("/v1/responses/{response_id}/input_items", GET=responses.input_items),
     route("/v1/requests/{name}", GET=chat.request_status),
     route("/v1/models", GET=catalogue.models),
     route("/v1/models/{name:path}", GET=catalogue.model),

@@ -238,6 +238,7 @@ class TextDelta:
 class ChoiceFinished:
     choice: int
     reason: FinishReason
+    stop: str = ""  # the stop string that ended it
 
 
 @dataclass(frozen=True, slots=True)

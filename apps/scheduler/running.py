@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 
 from apps.core.types import ChoiceFinished, Event, FinishReason, SequenceDelta, TextDelta
@@ -19,7 +20,7 @@ class RunningRequest:
         self.lease = lease
         request = lease.request
         self.texts = [ChoiceText(new_decoder(), request.sampling.stop) for _ in range(request.num_choices)]
-        call_id = f"call_{request.id.rpartition('-')[2]}"
+        call_id = f"call_{re.split('[-_]', request.id)[-1]}"
         self._parsers = [OutputParser(request.form, f"{call_id}{i}") for i in range(request.num_choices)]
         self.generated: list[list[int]] = [[] for _ in self.texts]
         self.open = set(range(request.num_choices))
@@ -56,10 +57,12 @@ class RunningRequest:
     def _apply(self, delta: SequenceDelta) -> Iterable[tuple[int, int, int, str]]:
         text = self.texts[delta.choice]
         shown = text.push(delta.token_ids)
-        visible, reason = shown.text, FinishReason.STOP if shown.stopped else delta.finish_reason
-        if reason is not None and not shown.stopped:
+        visible, stop = shown.text, shown.stop
+        reason = FinishReason.STOP if stop else delta.finish_reason
+        if reason is not None and not stop:
             last = text.flush()
-            visible, reason = visible + last.text, FinishReason.STOP if last.stopped else reason
+            visible, stop = visible + last.text, last.stop
+            reason = FinishReason.STOP if stop else reason
         parts = self._parsers[delta.choice].push(visible, at_end=reason is not None)
         ids = delta.token_ids[: shown.tokens]
         if ids or parts != Parts():
@@ -72,7 +75,7 @@ class RunningRequest:
             self.open.discard(delta.choice)
             if reason is FinishReason.STOP and self._parsers[delta.choice].num_calls:
                 reason = FinishReason.TOOL_CALLS
-            yield delta.choice, delta.first_index + len(ids), 0, encode_event(ChoiceFinished(delta.choice, reason))
+            yield delta.choice, delta.first_index + len(ids), 0, encode_event(ChoiceFinished(delta.choice, reason, stop))
 
 
 _ABNORMAL = frozenset({FinishReason.CANCELLED, FinishReason.EXPIRED, FinishReason.FAILED})
