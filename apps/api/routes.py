@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from django.http import HttpResponseBase
 
-from apps.api import catalogue, chat, health
+from apps.api import catalogue, chat, health, key, sessions
+from apps.api.anthropic import handlers as messages
 from apps.api.responses import handlers as responses
 from apps.core.errors import MethodNotAllowed
 
@@ -62,6 +63,11 @@ ROUTES = (
     route("/v1/responses/{response_id}", GET=responses.retrieve, DELETE=responses.delete),
     route("/v1/responses/{response_id}/cancel", POST=responses.cancel, takes=()),
     route("/v1/responses/{response_id}/input_items", GET=responses.input_items),
+    route("/v1/messages", POST=messages.create),
+    route("/v1/messages/count_tokens", POST=messages.count_tokens),
+    route("/v1/key", GET=key.describe, scope=None),
+    route("/v1/sessions", GET=sessions.list_all),
+    route("/v1/sessions/{name:path}", GET=sessions.retrieve, DELETE=sessions.delete),
     route("/v1/requests/{name}", GET=chat.request_status),
     route("/v1/models", GET=catalogue.models),
     route("/v1/models/{name:path}", GET=catalogue.model),

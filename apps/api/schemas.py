@@ -83,6 +83,8 @@ class Sampling(Strict):
 
 
 class ChatRequest(Sampling):
+    ignored = Sampling.ignored - {"prompt_cache_key"}
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
@@ -93,6 +95,13 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    session_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None  # ours
+    prompt_cache_key: Annotated[Text, Field(max_length=64)] | None = None
+
+    @property
+    def session(self) -> str | None:
+        """The client's name for the conversation."""
+        return self.session_id or self.prompt_cache_key or None
 
     @property
     def token_limit(self) -> int | None:
@@ -207,8 +216,9 @@ def _from_pydantic(error: ValidationError) -> InvalidRequest:
     param = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
         return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
-    if problem["type"] == "unknown_type":
-        return invalid(f"{param}.type: {problem['msg']}.", f"{param}.type")
+    if problem["type"] in ("unknown_type", "unknown_role"):
+        param += "." + problem["type"].removeprefix("unknown_")
+        return invalid(f"{param}: {problem['msg']}.", param)
     if problem["type"] == "missing":
         return InvalidRequest(f"{param} is required.", code="missing_required_parameter", param=param)
     return invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)

@@ -102,6 +102,7 @@ class InferenceRequest:
     priority: Priority = Priority.DEFAULT
     weight: float = 1.0  # the organization's fair share, relative to others
     stream: bool = False
+    salt: str = ""  # beside the organization: its KV is shared with requests of the same salt only
 
     @property
     def num_choices(self) -> int:

@@ -76,7 +76,7 @@ class WorkerLink:
             epoch=self.worker.epoch,
             generated={choice: running.generated[choice] for choice in sorted(running.open)},
             timeout_ms=lease.timeout_ms,
-            cache_salt=request.org_id.encode(),
+            cache_salt=f"{request.org_id}{request.salt and ':'}{request.salt}".encode(),
         )
 
     async def _published(self, request_id: str) -> list[Event]:

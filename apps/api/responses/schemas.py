@@ -96,11 +96,11 @@ class Conversation(Strict):
     instructions: Text | None = None
     previous_response_id: Text | None = None
     prompt_cache_key: _SHORT | None = None
-    session_id: _SHORT | None = None
+    session_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None  # ours
 
     @property
     def session(self) -> str | None:
-        return self.session_id or self.prompt_cache_key
+        return self.session_id or self.prompt_cache_key or None
 
     def chat(self, messages: Sequence[Body]) -> Turn:
         """Raises InvalidRequest in a chat's terms."""
