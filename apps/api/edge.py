@@ -27,7 +27,7 @@ from redis.exceptions import RedisError
 from apps.accounts.auth import authenticate, session_principal
 from apps.accounts.models import User
 from apps.api import idempotency, routes
-from apps.api.errors import INTERNAL, error_response
+from apps.api.errors import INTERNAL, STORE_UNAVAILABLE, error_response, is_anthropic
 from apps.api.headers import request_id
 from apps.core.database import in_database
 from apps.core.errors import (
@@ -38,7 +38,6 @@ from apps.core.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
-    Unavailable,
     UnsupportedMediaType,
 )
 from apps.core.types import Principal, QuotaLimits
@@ -70,6 +69,8 @@ def api_edge(get_response: Any) -> Any:
         else:
             response = await get_response(request)
         response["x-request-id"] = request.request_id  # type: ignore[attr-defined]
+        if is_anthropic(request.path):
+            response["request-id"] = request.request_id  # type: ignore[attr-defined]
         return response
 
     return middleware
@@ -88,12 +89,7 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
         response = _refusal(request, error)
     except (RedisError, DatabaseError) as error:
         _ERRORS.warning("a store is unavailable: %s", type(error).__name__)
-        unavailable = Unavailable(
-            "A part of the service is unavailable. Try again shortly.",
-            code="dependency_unavailable",
-            retry_after_seconds=2,
-        )
-        response = _refusal(request, unavailable)
+        response = _refusal(request, STORE_UNAVAILABLE)
     except Exception:  # noqa: BLE001  The last resort: a bug is logged here, once, and never shown.
         _ERRORS.exception("request %s failed", request.request_id)  # type: ignore[attr-defined]
         response = _refusal(request, INTERNAL)

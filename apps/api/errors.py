@@ -20,13 +20,21 @@ from apps.core.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
+    Unavailable,
     UnsupportedMediaType,
 )
 
 ANTHROPIC = "/v1/messages"
 OVERLOADED = 529
 _ANTHROPIC_TYPES = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
+STORE_UNAVAILABLE = Unavailable(
+    "A part of the service is unavailable. Try again shortly.", code="dependency_unavailable", retry_after_seconds=2
+)
 INTERNAL = ServiceError("Something went wrong on our side. Please report the request id.")
+
+
+def is_anthropic(path: str) -> bool:
+    return path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
@@ -64,9 +72,9 @@ def error_response(
     error: ServiceError, request_id: str, headers: Mapping[str, str] | None = None, *, path: str = ""
 ) -> HttpResponse:
     """`path` is where it happened: Anthropic's clients know other words and one more status."""
-    anthropic = path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
+    anthropic = is_anthropic(path)
     body = json.dumps(anthropic_body(error, request_id) if anthropic else error_body(error, request_id))
-    merged = {**error_headers(error), **({"request-id": request_id} if anthropic else {}), **(headers or {})}
+    merged = {**error_headers(error), **(headers or {})}
     status = OVERLOADED if anthropic and error.status == 503 else error.status
     return HttpResponse(body, status=status, content_type="application/json", headers=merged)
 

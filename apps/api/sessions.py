@@ -8,14 +8,16 @@ changed once they are written.
 from __future__ import annotations
 
 import secrets
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from django.http import HttpRequest, HttpResponseBase, JsonResponse
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
-from apps.core.errors import NotFound
+from apps.core.errors import NotFound, Unavailable
 from apps.core.redis import LuaScript, shared
 from apps.core.types import InferenceRequest, Principal, Usage
 from apps.scheduler import services
@@ -36,11 +38,12 @@ async def entered(request: InferenceRequest, name: str) -> InferenceRequest:
 
 
 async def used(request: InferenceRequest, name: str, usage: Usage) -> None:
-    """Counts a turn that ended."""
+    """Counts a turn that ended. Its answer does not fail because Redis does."""
     keys = [_key(request.org_id, name), _index(request.org_id)]
-    worker = await services.worker_of(request.id)
-    args = [name, request.salt, request.model, worker, usage.total_tokens, usage.cached_tokens, KEPT_MS]
-    await _USED(shared(), keys=keys, args=args)
+    with suppress(RedisError, Unavailable):
+        worker = await services.worker_of(request.id)
+        args = [name, request.salt, request.model, worker, usage.total_tokens, usage.cached_tokens, KEPT_MS]
+        await _USED(shared(), keys=keys, args=args)
 
 
 async def list_all(request: HttpRequest, principal: Principal) -> HttpResponseBase:

@@ -9,9 +9,12 @@ import asyncio
 from contextlib import aclosing
 from typing import Any
 
+from django.db import DatabaseError
+from redis.exceptions import RedisError
+
 from apps.api import intake
 from apps.api.answer import Answer
-from apps.api.errors import error_body
+from apps.api.errors import STORE_UNAVAILABLE, error_body
 from apps.api.responses import store
 from apps.api.responses.items import Body
 from apps.api.responses.schemas import SocketResponse
@@ -39,9 +42,8 @@ class ResponsesConsumer(ApiSocket):
 
     async def handle(self, frame: Body) -> None:
         if self.principal is None:
-            raise Unauthenticated(
-                "Send your API key as `Authorization: Bearer sk-...` when you connect.", code="missing_api_key"
-            )
+            message = "Send your API key as `Authorization: Bearer sk-...` when you connect."
+            raise Unauthenticated(message, code="missing_api_key")
         if frame.get("type") != "response.create":
             raise InvalidFrame("type is response.create.")
         if self.waiting.full():
@@ -56,10 +58,10 @@ class ResponsesConsumer(ApiSocket):
             try:
                 await self._respond(frame, principal)
             except ServiceError as error:
-                previous = frame.get("previous_response_id")
-                if isinstance(previous, str):
-                    self.remembered.pop(previous, None)  # a chain that failed is begun anew, or from what is stored
+                self._forget(frame.get("previous_response_id"))
                 await self.report(error, frame)
+            except (RedisError, DatabaseError):
+                await self.report(STORE_UNAVAILABLE, frame)
 
     async def _respond(self, frame: Body, principal: Principal) -> None:
         _, turn = await intake.counted(lambda: frame, SocketResponse, self._prepare, principal)
@@ -69,8 +71,7 @@ class ResponsesConsumer(ApiSocket):
             async for bodies in steps:
                 for body in bodies:
                     await self.send_frame(body)
-        response = turn.renderer.response
-        self._remember(response, turn)
+        self._remember(turn)
 
     async def _prepare(self, body: SocketResponse, principal: Principal) -> ResponseTurn:
         return await prepare_turn(body, principal, self._recall)
@@ -78,12 +79,18 @@ class ResponsesConsumer(ApiSocket):
     async def _recall(self, org_id: str, response_id: str) -> list[Body]:
         return self.remembered.get(response_id) or await store.conversation(org_id, response_id)
 
-    def _remember(self, response: Body, turn: ResponseTurn) -> None:
+    def _remember(self, turn: ResponseTurn) -> None:
+        response = turn.renderer.response
         if turn.body.stores or response["status"] not in ("completed", "incomplete"):
             return
         self.remembered[response["id"]] = [*turn.items, *response["output"]]
         if len(self.remembered) > MAX_REMEMBERED:
             del self.remembered[next(iter(self.remembered))]
+
+    def _forget(self, response_id: Any) -> None:
+        """A chain that failed is begun anew, or goes on from what is stored."""
+        if isinstance(response_id, str):
+            self.remembered.pop(response_id, None)
 
     async def report(self, error: ServiceError, frame: dict[str, Any] | None) -> None:
         await self.send_frame({"type": "error", "status": error.status, **error_body(error, "")})
