@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -109,7 +109,7 @@ class Answer:
                 silence = b""
         yield self.renderer.end
 
-    async def steps(self, http_id: str) -> AsyncIterator[list[Body]]:
+    async def steps(self, http_id: str) -> AsyncGenerator[list[Body], None]:
         """The bodies of a stream, step by step. A failure after the beginning is one of them, and the last."""
         yield list(self.renderer.opening())
         try:
@@ -125,7 +125,7 @@ class Answer:
         except ServiceError as error:
             yield list(self.renderer.failed(error, http_id))
 
-    async def _events(self) -> AsyncIterator[Event | Progress]:
+    async def _events(self) -> AsyncGenerator[Event | Progress, None]:
         """The request's events. Whoever stops listening before the end has hung up: the request is cancelled."""
         request_id, ended = self.prepared.request.id, False
         try:

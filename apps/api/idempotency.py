@@ -10,7 +10,6 @@ import json
 import secrets
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -92,7 +91,7 @@ async def _run(claim: Claim, run: Callable[[], Awaitable[HttpResponseBase]]) -> 
     streams = False
     try:
         response = await run()
-        if isinstance(response, StreamingHttpResponse):
+        if isinstance(response, StreamingHttpResponse) and isinstance(response.streaming_content, AsyncIterator):
             streams = True
             response.streaming_content = _streamed(claim, keeper, response.streaming_content)
         elif isinstance(response, HttpResponse):
@@ -110,9 +109,8 @@ async def _streamed(claim: Claim, keeper: asyncio.Task[None], frames: AsyncItera
     """The frames. A stream that reached its end is over for good; one that broke off may be asked for again."""
     whole = False
     try:
-        async with aclosing(frames):  # type: ignore[type-var]
-            async for frame in frames:
-                yield frame
+        async for frame in frames:
+            yield frame
         whole = True
     finally:
         await end(keeper)

@@ -42,7 +42,7 @@ async def used(request: InferenceRequest, name: str, usage: Usage) -> None:
     keys = [_key(request.org_id, name), _index(request.org_id)]
     with suppress(RedisError, Unavailable):
         worker = await services.worker_of(request.id)
-        args = [name, request.salt, request.model, worker, usage.total_tokens, usage.cached_tokens, KEPT_MS]
+        args: list[str | int] = [name, request.salt, request.model, worker, usage.total_tokens, usage.cached_tokens, KEPT_MS]
         await _USED(shared(), keys=keys, args=args)
 
 

@@ -202,7 +202,7 @@ RESPONSES = [
     response("tool's schema", "tools[0].parameters", "invalid_schema",
              tools=[{**FUNCTION, "parameters": {"type": "object", "properties": 5}}]),
     response("choice of another", "tool_choice", tools=[FUNCTION], tool_choice={"type": "function", "name": "g"}),
-    response("choice of nothing", "tool_choice.type", tools=[FUNCTION], tool_choice={"type": "mcp"}),
+    response("choice of nothing", "tool_choice", tools=[FUNCTION], tool_choice={"type": "mcp"}),
     response("format", "text.format.type", text={"format": {"type": "yaml"}}),
     response("schema", "text.format.schema", "invalid_schema",
              text={"format": {"type": "json_schema", "name": "x", "schema": {"type": "object", "properties": 5}}}),
