@@ -210,6 +210,21 @@ def test_a_conversation_goes_on_from_what_is_stored_and_cached(client) -> None:
     assert client.responses.retrieve(second.id).id == second.id
 
 
+def test_a_session_saves_what_it_can_and_nothing_once_it_is_deleted(stack: RunningStack, client) -> None:
+    fields = {"input": "My favourite colour is green. " * 20, "max_output_tokens": 4, "store": False}
+    named = {**fields, "extra_body": {"session_id": "painter"}}
+    ask(client, **fields)  # the organization's own KV has it from now on
+    first, second = ask(client, **named), ask(client, **named)
+    assert first.usage.input_tokens_details.cached_tokens == 0
+    assert (saved := second.usage.input_tokens_details.cached_tokens) > 100
+    with stack.client() as http:
+        told = http.get("/v1/sessions/painter").json()
+        assert (told["turns"], told["saved_tokens"]) == (2, saved)
+        assert told["cached_tokens"] == second.usage.total_tokens
+        assert http.delete("/v1/sessions/painter").status_code == 200
+    assert ask(client, **named).usage.input_tokens_details.cached_tokens == 0
+
+
 def test_what_is_not_stored_or_another_s_is_not_there(stack: RunningStack, client) -> None:
     hidden = ask(client, store=False, max_output_tokens=1)
     stored = ask(client, max_output_tokens=1)
