@@ -41,7 +41,7 @@ async def delete(request: HttpRequest, principal: Principal, response_id: str) -
 
 async def cancel(request: HttpRequest, principal: Principal, response_id: str) -> HttpResponseBase:
     """Ends a response that another connection is waiting for. One that ended is shown as it is."""
-    if await services.owner(response_id) == principal.org_id:
+    if response_id.startswith("resp_") and await services.owner(response_id) == principal.org_id:
         await services.cancel(response_id)
         for _ in range(CANCEL_TRIES):  # whoever holds the client stores it
             if body := await store.find(principal.org_id, response_id):
