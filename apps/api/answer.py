@@ -7,18 +7,18 @@ import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
-from apps.api import sse
+from apps.api import sessions, sse
 from apps.api.headers import rate_limit_headers
 from apps.api.prepare import Prepared
 from apps.api.render import failure
 from apps.core.errors import ServiceError
-from apps.core.types import Event, Principal, RequestFinished
+from apps.core.types import Event, InferenceRequest, Principal, RateLimitState, RequestFinished
 from apps.scheduler import services
 from apps.scheduler.forecast import Progress
 
@@ -51,25 +51,42 @@ async def _nothing(finished: RequestFinished) -> None:
     """For answers that leave nothing behind."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
-    """One request on its way to its client. `ended` is awaited once its end is known, before the client learns of it."""
+    """One request on its way to its client. `ended` is awaited once its end is known, before the client learns of it.
+
+    `session` is the client's name for the conversation, whose KV the request uses (apps/api/sessions.py).
+    """
 
     prepared: Prepared
     renderer: Renderer
+    session: str | None = None
     show_queue: bool = False
     ended: Callable[[RequestFinished], Awaitable[None]] = _nothing
+    request: InferenceRequest = field(init=False)
 
     async def respond(self, request: HttpRequest, principal: Principal) -> HttpResponseBase:
         """Submits the request and answers over HTTP. Raises what `services.submit` raises, and how the request failed."""
         started = time.monotonic()
-        headers = rate_limit_headers(await services.submit(self.prepared.request, principal))
+        headers = rate_limit_headers(await self.submit(principal))
         if self.prepared.request.stream:
             frames = sse.kept_alive(self._frames(request.request_id), settings.ENV.sse_keep_alive_ms)  # type: ignore[attr-defined]
             return StreamingHttpResponse(frames, content_type="text/event-stream", headers={**SSE_HEADERS, **headers})
         body = json.dumps(await self._whole(), ensure_ascii=False)
         headers["openai-processing-ms"] = str(round((time.monotonic() - started) * 1000))
         return HttpResponse(body, content_type="application/json", headers=headers)
+
+    async def submit(self, principal: Principal) -> RateLimitState:
+        """Raises what `services.submit` raises."""
+        request = self.prepared.request
+        self.request = request if self.session is None else await sessions.entered(request, self.session)
+        return await services.submit(self.request, principal)
+
+    async def finish(self, finished: RequestFinished) -> None:
+        """What is to be kept of the request."""
+        if self.session is not None:
+            await sessions.used(self.request, self.session, finished.usage)
+        await self.ended(finished)
 
     async def _whole(self) -> Body:
         events = [
@@ -81,7 +98,7 @@ class Answer:
             raise error
         body = self.renderer.whole(events)
         if isinstance(finished, RequestFinished):
-            await self.ended(finished)
+            await self.finish(finished)
         return body
 
     async def _frames(self, http_id: str) -> AsyncIterator[bytes]:
@@ -105,7 +122,7 @@ class Answer:
                         continue
                     error = failure(event)
                     last = list(self.renderer.step(event) if error is None else self.renderer.failed(error, http_id))
-                    await self.ended(event)
+                    await self.finish(event)
                     yield last
         except ServiceError as error:
             yield list(self.renderer.failed(error, http_id))

@@ -17,7 +17,8 @@ from apps.scheduler import services
 
 async def chat_completions(request: HttpRequest, principal: Principal) -> HttpResponseBase:
     body, prepared = await intake.chat(lambda: parse_object(request.body), principal)
-    answer = Answer(prepared, ChatRenderer(prepared, body.include_usage), show_queue=body.include_queue)
+    renderer = ChatRenderer(prepared, body.include_usage)
+    answer = Answer(prepared, renderer, session=body.session, show_queue=body.include_queue)
     return await answer.respond(request, principal)
 
 

@@ -10,6 +10,8 @@ import asyncio
 import hmac
 import logging
 import time
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -24,8 +26,8 @@ from redis.exceptions import RedisError
 
 from apps.accounts.auth import authenticate, session_principal
 from apps.accounts.models import User
-from apps.api import routes
-from apps.api.errors import INTERNAL, error_response
+from apps.api import idempotency, routes
+from apps.api.errors import INTERNAL, STORE_UNAVAILABLE, error_response, is_anthropic
 from apps.api.headers import request_id
 from apps.core.database import in_database
 from apps.core.errors import (
@@ -36,7 +38,6 @@ from apps.core.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
-    Unavailable,
     UnsupportedMediaType,
 )
 from apps.core.types import Principal, QuotaLimits
@@ -68,6 +69,8 @@ def api_edge(get_response: Any) -> Any:
         else:
             response = await get_response(request)
         response["x-request-id"] = request.request_id  # type: ignore[attr-defined]
+        if is_anthropic(request.path):
+            response["request-id"] = request.request_id  # type: ignore[attr-defined]
         return response
 
     return middleware
@@ -83,18 +86,13 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
     try:
         response = await _dispatch(request)
     except ServiceError as error:
-        response = error_response(error, request.request_id)  # type: ignore[attr-defined]
+        response = _refusal(request, error)
     except (RedisError, DatabaseError) as error:
         _ERRORS.warning("a store is unavailable: %s", type(error).__name__)
-        unavailable = Unavailable(
-            "A part of the service is unavailable. Try again shortly.",
-            code="dependency_unavailable",
-            retry_after_seconds=2,
-        )
-        response = error_response(unavailable, request.request_id)  # type: ignore[attr-defined]
+        response = _refusal(request, STORE_UNAVAILABLE)
     except Exception:  # noqa: BLE001  The last resort: a bug is logged here, once, and never shown.
         _ERRORS.exception("request %s failed", request.request_id)  # type: ignore[attr-defined]
-        response = error_response(INTERNAL, request.request_id)  # type: ignore[attr-defined]
+        response = _refusal(request, INTERNAL)
     _add_cors(request, response)
     if isinstance(response, HttpResponse):
         response["Content-Length"] = str(len(response.content))
@@ -103,6 +101,10 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
     level = logging.INFO if request.path.startswith("/v1") else logging.DEBUG  # probes would drown the rest
     _LOG.log(level, "%s %s %s %s ms", request.method, request.path[:200], response.status_code, took_ms)
     return response
+
+
+def _refusal(request: HttpRequest, error: ServiceError, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    return error_response(error, request.request_id, headers, path=request.path)  # type: ignore[attr-defined]
 
 
 async def _dispatch(request: HttpRequest) -> HttpResponseBase:
@@ -121,19 +123,23 @@ async def _dispatch(request: HttpRequest) -> HttpResponseBase:
     try:
         handler = route.handler(request.method)
     except MethodNotAllowed as refusal:
-        return error_response(refusal, request.request_id, {"Allow": route.methods})  # type: ignore[attr-defined]
+        return _refusal(request, refusal, {"Allow": route.methods})
     if principal is None:
         return await handler(request, **parameters)
     if route.scope is not None and route.scope not in principal.scopes:
         raise PermissionDenied("This key may not be used for inference.")
     if request.method == "POST" and route.takes:
         _check_body(request, route)
-    return await handler(request, principal, **parameters)
+    run = partial(handler, request, principal, **parameters)
+    keyed = request.method == "POST" and idempotency.HEADER in request.headers
+    return await (idempotency.once(request, principal, run) if keyed else run())
 
 
 async def _authenticate(request: HttpRequest) -> Principal:
     """By key; on /metrics also by its own token; or by the console's session, which must carry a CSRF token."""
     header = request.META.get("HTTP_AUTHORIZATION")
+    if header is None and (key := request.META.get("HTTP_X_API_KEY")) is not None:  # as Anthropic's clients send it
+        header = f"Bearer {key}"
     if request.path == "/metrics" and (principal := _scraper(header)) is not None:
         return principal
     if header is None and settings.SESSION_COOKIE_NAME in request.COOKIES:

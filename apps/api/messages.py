@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from apps.api.strict import Name, Strict, Text, invalid
+from apps.api.strict import Name, Strict, Text, by_type, invalid
 from apps.core.errors import InvalidRequest
 
 MAX_CALLS = 128
@@ -17,6 +17,24 @@ MAX_CALLS = 128
 class TextPart(Strict):
     type: Literal["text"]
     text: Text
+
+
+class ImageUrl(Strict):
+    url: Text
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict):
+    """An image, whichever API it came by. Models without eyes refuse it (apps/api/prepare.py)."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("Text")] | Annotated[ImagePart, Tag("ImageUrl")],
+    by_type("text", "image_url"),
+]
 
 
 class CalledFunction(Strict):
@@ -41,7 +59,7 @@ class ToolCall(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)] | None = None
+    content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)] | None = None
     name: str | None = Field(None, max_length=64)
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_CALLS)] | None = None
     tool_call_id: Text | None = None
@@ -53,7 +71,9 @@ class Message(Strict):
     def text(self) -> str:
         if self.content is None:
             return ""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def thought(self) -> str:

@@ -8,9 +8,8 @@ import secrets
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 
-from apps.api.constraints import NamedTool
 from apps.api.grammar import AnswerForm, check
-from apps.api.messages import conversation
+from apps.api.messages import ImagePart, conversation
 from apps.api.schemas import ChatRequest, CompletionRequest, Sampling
 from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
 from apps.core.types import InferenceRequest, OutputForm, Principal, Priority, SamplingParams, Thought
@@ -33,9 +32,10 @@ class Prepared:
     tier: str
 
 
-async def chat(body: ChatRequest, principal: Principal) -> Prepared:
-    """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
+async def chat(body: ChatRequest, principal: Principal, prefix: str = "chatcmpl-") -> Prepared:
+    """`prefix` begins the request's id. Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
     card = await find_model(body.model, principal)
+    _refuse_images(body, card)
     tokenizer = tokenizer_for(card.name)
     messages = conversation(body.messages)
     tools = [tool.plain for tool in body.offered]
@@ -45,10 +45,18 @@ async def chat(body: ChatRequest, principal: Principal) -> Prepared:
     prompt = await _encode(lambda: tokenizer.encode_chat(messages, tools, thinking), characters)
     thought = tokenizer.thought_after(prompt, thinking)
     grammar = await _grammar(body, tokenizer, thought)
-    prepared = _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, "chatcmpl")
+    prepared = _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, prefix)
     sampling = replace(prepared.request.sampling, grammar=grammar)
     form = OutputForm(thought, tool_calls=bool(tools))
     return replace(prepared, request=replace(prepared.request, sampling=sampling, form=form))
+
+
+def _refuse_images(body: ChatRequest, card: ModelCard) -> None:
+    for place, message in enumerate(body.messages):
+        for index, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(part, ImagePart):
+                param = f"messages[{place}].content[{index}].image_url"
+                raise InvalidRequest(f"{param}: {card.name} takes no images.", code="unsupported_parameter", param=param)
 
 
 def _thinking(body: ChatRequest, card: ModelCard, tokenizer: ModelTokenizer) -> bool | None:
@@ -73,7 +81,7 @@ async def _grammar(body: ChatRequest, tokenizer: ModelTokenizer, thought: Though
         schema=schema,
         functions=[(tool.function.name, tool.function.schema_to_follow) for tool in callable_tools],
         must_call=body.must_call,
-        parallel=body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool),
+        max_calls=body.max_calls,
         thought=thought,
     )
     if form.is_free:
@@ -94,7 +102,7 @@ async def completion(body: CompletionRequest, principal: Principal) -> Prepared:
     card = await find_model(body.model, principal)
     tokenizer = tokenizer_for(card.name)
     prompts = [await _prompt(prompt, card, tokenizer, body) for prompt in body.prompts]
-    return _prepare(body, principal, card, tokenizer, prompts, body.token_limit, body.top, "cmpl")
+    return _prepare(body, principal, card, tokenizer, prompts, body.token_limit, body.top, "cmpl-")
 
 
 async def _prompt(prompt: str | list[int], card: ModelCard, tokenizer: ModelTokenizer, body: Sampling) -> list[int]:
@@ -159,7 +167,7 @@ def _prepare(
     if longest + max_tokens > card.context_length:
         raise _too_long(card, str(longest), max_tokens)
     request = InferenceRequest(
-        id=f"{prefix}-{secrets.token_hex(12)}",
+        id=f"{prefix}{secrets.token_hex(12)}",
         org_id=principal.org_id,
         key_id=principal.key_id,
         model=card.name,

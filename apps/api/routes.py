@@ -9,7 +9,21 @@ from dataclasses import dataclass
 from django.conf import settings
 from django.http import HttpResponseBase
 
-from apps.api import catalogue, chat, embeddings, files, health, images, speech, transcriptions, videos
+from apps.api import (
+    catalogue,
+    chat,
+    embeddings,
+    files,
+    health,
+    images,
+    key,
+    sessions,
+    speech,
+    transcriptions,
+    videos,
+)
+from apps.api.anthropic import handlers as messages
+from apps.api.responses import handlers as responses
 from apps.core.errors import MethodNotAllowed
 
 Handler = Callable[..., Awaitable[HttpResponseBase]]
@@ -60,6 +74,17 @@ ROUTES = (
     route("/v1/chat/completions", POST=chat.chat_completions, max_bytes=MEDIA),
     route("/v1/completions", POST=chat.completions),
     route("/v1/estimate", POST=chat.estimate, max_bytes=MEDIA),
+    route("/v1/responses", POST=responses.create, max_bytes=MEDIA),
+    route("/v1/responses/input_tokens", POST=responses.input_tokens, max_bytes=MEDIA),
+    route("/v1/responses/compact", POST=responses.compact, max_bytes=MEDIA),
+    route("/v1/responses/{response_id}", GET=responses.retrieve, DELETE=responses.delete),
+    route("/v1/responses/{response_id}/cancel", POST=responses.cancel, takes=()),
+    route("/v1/responses/{response_id}/input_items", GET=responses.input_items),
+    route("/v1/messages", POST=messages.create, max_bytes=MEDIA),
+    route("/v1/messages/count_tokens", POST=messages.count_tokens, max_bytes=MEDIA),
+    route("/v1/key", GET=key.describe, scope=None),
+    route("/v1/sessions", GET=sessions.list_all),
+    route("/v1/sessions/{name:path}", GET=sessions.retrieve, DELETE=sessions.delete),
     route("/v1/requests/{name}", GET=chat.request_status),
     route("/v1/embeddings", POST=embeddings.embeddings, max_bytes=MEDIA),
     route("/v1/audio/speech", POST=speech.speech),

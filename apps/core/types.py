@@ -88,7 +88,7 @@ class OutputForm:
 # --- Work that is no text: counted in units, which are priced, charged and published as tokens are ---
 
 PATCH_PIXELS = 16 * 16
-WINDOW_SECONDS, WINDOW_UNITS = 30, 1500  # what a transcriber hears at once, and its input units
+WINDOW_SECONDS, WINDOW_UNITS, WINDOW_TOKENS = 25, 1500, 226  # what a transcriber hears at once at least, and its most units
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class TranscribeWork:
 
     @property
     def output_units(self) -> int:
-        return 224 * self.windows  # the most a model of Whisper's family writes
+        return WINDOW_TOKENS * self.windows
 
     @property
     def windows(self) -> int:
@@ -209,6 +209,7 @@ class InferenceRequest:
     stream: bool = False
     work: Work | None = None  # None: text
     blobs: tuple[str, ...] = ()
+    salt: str = ""  # beside the organization: its KV is shared with requests of the same salt only
 
     @property
     def num_choices(self) -> int:
@@ -368,6 +369,7 @@ class MediaDelta:
 class ChoiceFinished:
     choice: int
     reason: FinishReason
+    stop: str = ""  # the stop string that ended it
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ class WorkerLink:
             done={choice: (running.tokens(choice), running.units(choice)) for choice in sorted(running.open)},
             attachments=attachments,
             timeout_ms=lease.timeout_ms,
-            cache_salt=request.org_id.encode(),
+            cache_salt=f"{request.org_id}{request.salt and ':'}{request.salt}".encode(),
         )
 
     async def _published(self, request_id: str) -> list[Event]:

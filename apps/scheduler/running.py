@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 
@@ -61,9 +62,9 @@ class RunningRequest(ABC):
     def _take(self, delta: SequenceDelta) -> tuple[list[Row], int]:
         """Rows to publish, and how many tokens of them are reasoning."""
 
-    def _finished(self, choice: int, index: int, reason: FinishReason) -> Row:
+    def _finished(self, choice: int, index: int, reason: FinishReason, stop: str = "") -> Row:
         self.open.discard(choice)
-        return choice, index, 0, encode_event(ChoiceFinished(choice, reason))
+        return choice, index, 0, encode_event(ChoiceFinished(choice, reason, stop))
 
 
 class RunningMedia(RunningRequest):
@@ -100,7 +101,7 @@ class RunningText(RunningRequest):
         super().__init__(lease)
         request = lease.request
         self.texts = [ChoiceText(new_decoder(), request.sampling.stop) for _ in range(request.num_choices)]
-        call_id = f"call_{request.id.rpartition('-')[2]}"
+        call_id = f"call_{re.split('[-_]', request.id)[-1]}"
         self._parsers = [OutputParser(request.form, f"{call_id}{i}") for i in range(request.num_choices)]
         self._tokens: list[list[int]] = [[] for _ in self.texts]
 
@@ -124,10 +125,12 @@ class RunningText(RunningRequest):
     def _rows(self, delta: SequenceDelta) -> Iterable[Row]:
         text = self.texts[delta.choice]
         shown = text.push(delta.token_ids)
-        visible, reason = shown.text, FinishReason.STOP if shown.stopped else delta.finish_reason
-        if reason is not None and not shown.stopped:
+        visible, stop = shown.text, shown.stop
+        reason = FinishReason.STOP if stop else delta.finish_reason
+        if reason is not None and not stop:
             last = text.flush()
-            visible, reason = visible + last.text, FinishReason.STOP if last.stopped else reason
+            visible, stop = visible + last.text, last.stop
+            reason = FinishReason.STOP if stop else reason
         parts = self._parsers[delta.choice].push(visible, at_end=reason is not None)
         ids = delta.token_ids[: shown.tokens]
         if ids or parts != Parts():
@@ -139,7 +142,7 @@ class RunningText(RunningRequest):
         if reason is not None:
             if reason is FinishReason.STOP and self._parsers[delta.choice].num_calls:
                 reason = FinishReason.TOOL_CALLS
-            yield self._finished(delta.choice, delta.first_index + len(ids), reason)
+            yield self._finished(delta.choice, delta.first_index + len(ids), reason, stop)
 
 
 _ABNORMAL = frozenset({FinishReason.CANCELLED, FinishReason.EXPIRED, FinishReason.FAILED})

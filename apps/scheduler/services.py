@@ -224,6 +224,13 @@ async def owner(request_id: str) -> str | None:
         return org
 
 
+async def worker_of(request_id: str) -> str:
+    """The worker that ran the request last; empty when that is no longer known."""
+    with _redis_errors():
+        worker: str | None = await shared().hget(f"request:{request_id}", "worker")
+        return worker or ""
+
+
 async def load() -> dict[str, Any]:
     """The queue now: each lane's waiting, running and predicted work in ms, and how many dispatchers are alive."""
     redis = shared()

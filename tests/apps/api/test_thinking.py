@@ -45,7 +45,7 @@ def answer(folder, form: AnswerForm, thinking: bool | None, *, end_bias: float) 
     tokenizer = ModelTokenizer(folder)
     prompt = tokenizer.encode_chat(QUESTION, (), thinking)
     thought = tokenizer.thought_after(prompt, thinking)
-    form = AnswerForm(form.schema, form.functions, form.must_call, form.parallel, thought)
+    form = AnswerForm(form.schema, form.functions, form.must_call, form.max_calls, thought)
     runner = make_runner(folder)
     end = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("</think>")
     sequence = make_sequence(prompt, max_tokens=150, temperature=1.0, logit_bias=((end, end_bias),))
@@ -76,7 +76,7 @@ def test_a_form_follows_the_reasoning(folder) -> None:
 
 def test_a_call_follows_the_reasoning(folder) -> None:
     said, reasoning, reason = answer(
-        folder, AnswerForm(functions=[("f", ANSWER)], must_call=True, parallel=False), True, end_bias=3
+        folder, AnswerForm(functions=[("f", ANSWER)], must_call=True, max_calls=1), True, end_bias=3
     )
     (call,) = said.calls
     jsonschema.validate(json.loads(call["function"]["arguments"]), ANSWER)

@@ -31,7 +31,7 @@ def test_units_of_a_request_are_those_of_all_its_choices() -> None:
     embedding = make_request(prompts=((1, 2), (3, 4, 5)), work=EmbedWork(), max_tokens=1)
     assert (embedding.num_choices, embedding.num_prompt_tokens, embedding.max_total_tokens) == (2, 5, 7)
     assert VideoWork("", 720, 480, frames=49, steps=50).output_units == 50 * 13 * 1350
-    assert TranscribeWork(30.5).windows == 2
+    assert (TranscribeWork(25).windows, TranscribeWork(25.5).windows) == (1, 2)
 
 
 def test_the_price_is_of_the_whole_work_but_a_transcript_is_guessed() -> None:
