@@ -123,13 +123,11 @@ def test_speed_and_mixed_voices(tiny) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "9" * 400,  # misaki cannot read it
-        "[b](" + "9" * 4400 + ")",
-        "1234567890 " * 30,  # many phonemes for few characters
-        "[x](/" + "ə" * 2000 + "/) and more",
+        "9" * 120,  # many phonemes for few characters
+        "[x](/" + "ə" * 700 + "/) and more",
         "🙂 日本語 ﷽ \x00 ½ % İ",
         "Hello.   \n\n \n " + " " * 300,
-        "   " + "a" * 500,
+        "   " + "a" * 100,
         "Hello. " + "-" * 300,
     ],
 )
@@ -175,6 +173,7 @@ def test_every_language_has_phonemes() -> None:
     phonemes = Phonemes(set(LANGUAGES))
     assert phonemes("a", "A bath.") != phonemes("b", "A bath.")
     assert len({phonemes(letter, "no 1 animal") for letter in LANGUAGES}) == len(LANGUAGES)
+    assert phonemes("a", "9" * 400).startswith("nˈInnˈIn"), "a number that only espeak reads"
 
 
 def test_warm_measures(tiny) -> None:
@@ -226,5 +225,4 @@ def test_what_it_says_is_understood(kokoro, whisper) -> None:
     (told,) = run_all(listener, [make_task(TranscribeWork(audio), 200)])
     tokenizer = Tokenizer.from_file(str(whisper / "tokenizer.json"))
     heard = tokenizer.decode([token for progress in told for token in progress.token_ids])
-    assert heard.strip() == "The quick brown fox jumps over the lazy dog. It paid $12 for that."
-
+    assert heard.strip().lower() == "the quick brown fox jumps over the lazy dog. it paid $12 for that."
