@@ -78,11 +78,11 @@ class EmbeddingRunner:
         """There is nothing to forget."""
 
     def warm(self) -> None:
-        """Measures what a text costs, and what a token does."""
+        """Measures what a token costs, and what a text does beside its tokens."""
         few, many = _WARM_TOKENS
-        self._time(many)
+        self._time(many)  # the first is slower than any after it
         short, long = self._time(few), self._time(many)
-        self.input_ms_per_unit = max(0.0, long - short) / (many - few)
+        self.input_ms_per_unit = long / many
         self.output_ms_per_unit = max(0.0, short - self.input_ms_per_unit * few)
 
     def _time(self, tokens: int) -> float:

@@ -99,7 +99,7 @@ def _run_packed(lstm: torch.nn.LSTM, padded: Tensor, lengths: Tensor) -> Tensor:
 
 def _sound(model: KModel, text: Tensor, read: Tensor, style: Tensor, seed: int) -> Tensor:
     """One utterance: `text` and `read` are [frames, channels]."""
-    sound_style, prosody_style = style[None].split([_STYLE, len(style) - _STYLE], -1)
+    sound_style, prosody_style = style[None, :_STYLE], style[None, _STYLE:]
     pitch = energy = read.T[None]
     for block in model.predictor.F0:
         pitch = block(pitch, prosody_style)
@@ -107,7 +107,8 @@ def _sound(model: KModel, text: Tensor, read: Tensor, style: Tensor, seed: int) 
         energy = block(energy, prosody_style)
     pitch, energy = model.predictor.F0_proj(pitch)[:, 0], model.predictor.N_proj(energy)[:, 0]
     with _Seeded(seed, model.device):
-        return model.decoder(text.T[None], pitch, energy, sound_style).flatten().float().cpu()
+        sound: Tensor = model.decoder(text.T[None], pitch, energy, sound_style)
+    return sound.flatten().float().cpu()
 
 
 class _Seeded(TorchFunctionMode):

@@ -123,11 +123,11 @@ class SpeechRunner:
         """There is nothing to forget."""
 
     def warm(self) -> None:
-        """Measures what a text costs, and what a character does."""
+        """Measures what a character costs, and what a text does beside its characters."""
         work = [SpeechWork(text, self.voices[0]) for text in (_SHORT, _LONG)]
         self._time(work[0])  # the first is slower than any after it
         short, long = (self._time(w) for w in work)
-        self.output_ms_per_unit = max(0.0, long - short) / (len(_LONG) - len(_SHORT))
+        self.output_ms_per_unit = long / len(_LONG)
         self.input_ms_per_unit = max(0.0, short - self.output_ms_per_unit * len(_SHORT))
 
     def _time(self, work: SpeechWork) -> float:

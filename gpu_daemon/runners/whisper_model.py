@@ -99,12 +99,12 @@ def _attend_sound(attention: Any, number: int, states: Tensor, chunks: Many[Chun
 
 def _split(attention: Any, states: Tensor) -> Tensor:
     """[1, tokens, hidden] to [1, heads, tokens, head_dim]."""
-    return states.unflatten(-1, (attention.num_heads, attention.head_dim)).transpose(1, 2).contiguous()
+    return states.view(1, -1, attention.num_heads, attention.head_dim).transpose(1, 2).contiguous()
 
 
 def _parts(attention: Any, states: Tensor, chunks: Many[Chunk]) -> list[Tensor]:
     """Each chunk's part of [tokens, hidden], by head."""
-    return [_split(attention, part[None]) for part in states.split([len(tokens) for _, tokens in chunks])]
+    return [_split(attention, part[None]) for part in torch.split(states, [len(tokens) for _, tokens in chunks])]
 
 
 def _attention(query: Tensor, keys: Tensor, values: Tensor, causal: bool = False) -> Tensor:

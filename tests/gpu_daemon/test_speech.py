@@ -23,8 +23,8 @@ from gpu_daemon.runners.transcription import TranscriptionRunner
 from tests.gpu_daemon.task_driver import make_task, run_all, run_step
 
 RECIPE = json.loads((Path(__file__).parents[2] / "fixtures/tiny/kokoro-82m.json").read_text())
-LONG = "It was a bright cold day. " * 20
-TEXTS = ["Hello, world!", "The quick brown fox jumps over the lazy dog. " * 3, "Why?", LONG[:300]]
+LONG = "It was a bright cold day. " * 14
+TEXTS = ["Hello, world!", "The quick brown fox jumps over the lazy dog. " * 3, "Why?", LONG[:200]]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def tiny(folder) -> SpeechRunner:
     return load(folder)
 
 
-def task(text: str, voice: str = "af_heart", *, speed: float = 1.0, done: int = 0) -> Task:
+def task(text: str, voice: str = "af_heart", *, speed: float = 2.0, done: int = 0) -> Task:
     return make_task(SpeechWork(text, voice, speed), len(text), done=done)
 
 
@@ -173,7 +173,7 @@ def test_every_language_has_phonemes() -> None:
     phonemes = Phonemes(set(LANGUAGES))
     assert phonemes("a", "A bath.") != phonemes("b", "A bath.")
     assert len({phonemes(letter, "no 1 animal") for letter in LANGUAGES}) == len(LANGUAGES)
-    assert phonemes("a", "9" * 400).startswith("nˈInnˈIn"), "a number that only espeak reads"
+    assert phonemes("a", "9" * 400).count("In") > 9, "a number that only espeak reads"
 
 
 def test_warm_measures(tiny) -> None:
@@ -217,7 +217,7 @@ def test_weights_of_another_model_are_refused(folder, tmp_path) -> None:
 def test_what_it_says_is_understood(kokoro, whisper) -> None:
     """Kokoro speaks two sentences, and Whisper writes them down."""
     text = "The quick brown fox jumps over the lazy dog. It paid twelve dollars for that."
-    (spoken,) = say(load(kokoro), task(text))
+    (spoken,) = say(load(kokoro), task(text, speed=1.0))
     assert 3 < len(spoken) / SAMPLE_RATE < 10
     times = np.arange(0, len(spoken), SAMPLE_RATE / 16000)
     audio = (np.interp(times, np.arange(len(spoken)), spoken) * 32767).astype("<i2").tobytes()

@@ -93,7 +93,7 @@ def generate(folder: Path, audio: bytes, timestamps: bool) -> list[int]:
 @pytest.mark.parametrize("timestamps", [False, True])
 def test_says_what_generate_says(tiny, tmp_path, timestamps) -> None:
     folder = make_whisper(tmp_path)
-    for seed in range(3):
+    for seed in range(2):
         audio = noise(4 + seed, seed)
         said = tokens(run_all(tiny, [task(audio, timestamps=timestamps)])[0])
         assert said
