@@ -19,6 +19,7 @@ from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
+from gpu_daemon.engine.picture import Eyes
 from gpu_daemon.engine.sequence import Delta, EngineKind, Sequence
 from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
@@ -42,6 +43,7 @@ class TextRunner(Protocol):
     max_model_len: int
     vocab_size: int
     eos_ids: frozenset[int]
+    eyes: Eyes | None  # None: the model does not see
     weight_bytes: int
     prefill_ms_per_token: float
     decode_ms_per_token: float

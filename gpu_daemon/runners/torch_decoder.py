@@ -32,6 +32,7 @@ class Step:
     decoding: int
     prompts: tuple[tuple[int, int, int, Tensor], ...]  # first row, rows, start, places up to the last row
     sampled: Tensor  # [samples]
+    pictured: tuple[tuple[int, Tensor], ...] = ()  # (first row, what stands there in place of the tokens' embeddings)
 
 
 class TorchDecoder:
@@ -53,13 +54,16 @@ class TorchDecoder:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, [rows, vocabulary]; keys and values of every token are stored."""
-        if self._graphs is not None and all(count == 1 for _, count in batch.runs) and len(batch.runs) <= _BUCKETS[-1]:
+        decodes = not batch.pictured and all(count == 1 for _, count in batch.runs)
+        if self._graphs is not None and decodes and len(batch.runs) <= _BUCKETS[-1]:
             return self._graphs.replay(batch)
         return self.forward(self._step(batch))
 
     def forward(self, step: Step) -> Tensor:
         d = self.decoder
         x = d.embedding[step.tokens]
+        for first, embedding in step.pictured:
+            x[first : first + len(embedding)] = embedding
         for layer, keys_values in zip(d.layers, self.cache, strict=True):
             h = functional.rms_norm(x, x.shape[-1:], layer.input_norm, d.eps)
             x = x + functional.linear(self._attend(layer, keys_values, h, step), layer.output)
@@ -120,6 +124,7 @@ class TorchDecoder:
             decoding=decoding,
             prompts=self._prompts(batch, runs[decoding:], tables, decoding),
             sampled=torch.tensor([place_of[row] for row in batch.sampled.tolist()], dtype=torch.long, device=device),
+            pictured=tuple((place_of[first], embedding) for first, embedding in batch.pictured),
         )
 
     def _prompts(self, batch: Batch, runs: Any, tables: Tensor, first: int) -> tuple[tuple[int, int, int, Tensor], ...]:
