@@ -63,7 +63,7 @@ class Answer:
     async def respond(self, request: HttpRequest, principal: Principal) -> HttpResponseBase:
         """Submits the request and answers over HTTP. Raises what `services.submit` raises, and how the request failed."""
         started = time.monotonic()
-        headers = rate_limit_headers(await services.submit(self.prepared.request, principal))
+        headers = rate_limit_headers(await services.submit(self.prepared.request, principal, self.prepared.attachments))
         if self.prepared.request.stream:
             frames = sse.kept_alive(self._frames(request.request_id), settings.ENV.sse_keep_alive_ms)  # type: ignore[attr-defined]
             return StreamingHttpResponse(frames, content_type="text/event-stream", headers={**SSE_HEADERS, **headers})

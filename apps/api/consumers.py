@@ -167,7 +167,7 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         if not isinstance(body, dict):
             raise InvalidFrame("request is the body of a chat completion.")
         _, prepared = await intake.chat(lambda: body, principal)
-        await services.submit(prepared.request, principal)
+        await services.submit(prepared.request, principal, prepared.attachments)
         await self._send({"type": "accepted", "id": client_id, "request_id": prepared.request.id})
         self._follow(client_id, prepared.request.id, after=0)
 

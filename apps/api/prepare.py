@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
+from apps.api import pictures
 from apps.api.constraints import NamedTool
 from apps.api.grammar import AnswerForm, check
 from apps.api.messages import conversation
+from apps.api.pictures import Picture
 from apps.api.schemas import ChatRequest, CompletionRequest, Sampling
+from apps.core.blobs import key_of
 from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
 from apps.core.types import InferenceRequest, OutputForm, Principal, Priority, SamplingParams, Thought
 from apps.fleet.selectors import ModelCard, model_cards
@@ -25,12 +28,13 @@ TEXT_MODALITIES = frozenset({"text", "vision"})
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready to submit, with what is needed to answer it."""
+    """A request ready to submit, with what is needed to answer it. `attachments` are its blobs, by their keys."""
 
     request: InferenceRequest
     card: ModelCard
     tokenizer: ModelTokenizer
     tier: str
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
 async def chat(body: ChatRequest, principal: Principal) -> Prepared:
@@ -38,17 +42,38 @@ async def chat(body: ChatRequest, principal: Principal) -> Prepared:
     card = await find_model(body.model, principal)
     tokenizer = tokenizer_for(card.name)
     messages = conversation(body.messages)
+    shown = await _pictures(body, card)
+    sizes = tokenizer.picture_sizes
+    seen = [sizes.tokens(picture.width, picture.height, picture.bound) for picture in shown] if sizes else []
     tools = [tool.plain for tool in body.offered]
     characters = sum(message.characters for message in body.messages) + len(json.dumps(tools))
     _require_room_for_text(characters, card, body)
     thinking = _thinking(body, card, tokenizer)
-    prompt = await _encode(lambda: tokenizer.encode_chat(messages, tools, thinking), characters)
+    prompt = await _encode(lambda: tokenizer.encode_chat(messages, tools, thinking, seen), characters)
     thought = tokenizer.thought_after(prompt, thinking)
     grammar = await _grammar(body, tokenizer, thought)
     prepared = _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, "chatcmpl")
     sampling = replace(prepared.request.sampling, grammar=grammar)
-    form = OutputForm(thought, tool_calls=bool(tools))
-    return replace(prepared, request=replace(prepared.request, sampling=sampling, form=form))
+    request = replace(
+        prepared.request,
+        sampling=sampling,
+        form=OutputForm(thought, tool_calls=bool(tools)),
+        blobs=tuple(key_of(picture.data) for picture in shown),
+        picture_pixels=tuple(picture.bound for picture in shown),
+        image_tokens=sum(seen),
+    )
+    attachments = dict(zip(request.blobs, (picture.data for picture in shown), strict=True))
+    return replace(prepared, request=request, attachments=attachments)
+
+
+async def _pictures(body: ChatRequest, card: ModelCard) -> list[Picture]:
+    """Those of the messages. Raises InvalidRequest for one that is refused, and for any where the model does not see."""
+    param = next((param for param, _ in pictures.found(body.messages)), None)
+    if param is None:
+        return []
+    if card.modality != "vision":
+        raise InvalidRequest(f"{param}: {card.name} takes no images.", code="unsupported_parameter", param=param)
+    return await asyncio.to_thread(pictures.read_all, body.messages)
 
 
 def _thinking(body: ChatRequest, card: ModelCard, tokenizer: ModelTokenizer) -> bool | None:
@@ -104,6 +129,8 @@ async def _prompt(prompt: str | list[int], card: ModelCard, tokenizer: ModelToke
         return ids or [min(tokenizer.eos_ids)]  # an empty prompt starts where a text ends
     if max(prompt) >= tokenizer.vocab_size:
         raise InvalidRequest("prompt: holds a token id the model does not have.", code="invalid_value", param="prompt")
+    if tokenizer.picture_token in prompt:
+        raise InvalidRequest("prompt: holds a token that stands for an image.", code="invalid_value", param="prompt")
     return prompt
 
 

@@ -18,7 +18,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_PROMPTS = 32
-_UNION_MEMBERS = frozenset({"str", "list", "TextPart", "NamedTool"})
+_UNION_MEMBERS = frozenset({"str", "list"})  # and what begins with a capital
 # Accepted and without effect here; docs/api.md lists them.
 IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "verbosity"})
 
@@ -195,6 +195,8 @@ def _from_pydantic(error: ValidationError) -> InvalidRequest:
     param = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
         return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
+    if problem["type"] == "unknown_type":
+        return invalid(f"{param}.type: {problem['msg']}.", f"{param}.type")
     if problem["type"] == "missing":
         return InvalidRequest(f"{param} is required.", code="missing_required_parameter", param=param)
     return invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)
@@ -206,6 +208,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in _UNION_MEMBERS:
+        elif part.isidentifier() and part not in _UNION_MEMBERS and not part[0].isupper():
             path += f".{part}" if path else part
     return path
