@@ -19,6 +19,7 @@ from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
 from apps.core.types import InferenceRequest, OutputForm, Principal, Priority, SamplingParams, Thought
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.fleet.tokenizers import ModelTokenizer, tokenizer_for
+from apps.scheduler import services
 
 # No vocabulary here has tokens of more bytes than this on average over a whole prompt: longer text cannot fit.
 MAX_BYTES_PER_TOKEN = 64
@@ -39,7 +40,7 @@ class Prepared:
 
 async def chat(body: ChatRequest, principal: Principal) -> Prepared:
     """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
-    card = await find_model(body.model, principal)
+    card = await _find_speaker(body.model, principal)
     tokenizer = tokenizer_for(card.name)
     messages = conversation(body.messages)
     shown = await _pictures(body, card)
@@ -116,7 +117,7 @@ async def _grammar(body: ChatRequest, tokenizer: ModelTokenizer, thought: Though
 
 async def completion(body: CompletionRequest, principal: Principal) -> Prepared:
     """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
-    card = await find_model(body.model, principal)
+    card = await _find_speaker(body.model, principal)
     tokenizer = tokenizer_for(card.name)
     prompts = [await _prompt(prompt, card, tokenizer, body) for prompt in body.prompts]
     return _prepare(body, principal, card, tokenizer, prompts, body.token_limit, body.top, "cmpl")
@@ -153,6 +154,12 @@ async def find_model(
         message = f"{name} is a model for {card.modality}, not for {purpose}."
         raise NotFound(message, code="model_not_found", param="model")
     return card
+
+
+async def _find_speaker(name: str, principal: Principal) -> ModelCard:
+    """As `find_model`, with the context that its workers have. Raises Unavailable too."""
+    card = await find_model(name, principal)
+    return replace(card, context_length=await services.context_length(card))
 
 
 def _require_room_for_text(characters: int, card: ModelCard, body: Sampling) -> None:
