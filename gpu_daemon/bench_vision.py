@@ -1,4 +1,4 @@
-"""`python -m gpu_daemon.bench_vision`: how soon this device answers a picture with Qwen2.5-VL-3B, at full size, without weights.
+"""`python -m gpu_daemon.bench_vision`: how soon this device answers a picture with Qwen2.5-VL-3B, full size, without weights.
 
 Prints what decoding a picture of 1024 x 1024 takes, beside the engine; the time from there to a first token, alone and with the
 picture seen lately; what each of eight streams waits for a token while it comes; and the most memory used. Needs torch and

@@ -43,10 +43,13 @@ class TextRunner(Protocol):
     max_model_len: int
     vocab_size: int
     eos_ids: frozenset[int]
-    eyes: Eyes | None  # None: the model does not see
     weight_bytes: int
     prefill_ms_per_token: float
     decode_ms_per_token: float
+
+    @property
+    def eyes(self) -> Eyes | None:
+        """None: the model does not see."""
 
     def close(self) -> None: ...
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 import zlib
 from io import BytesIO
@@ -21,6 +22,10 @@ def saved(image: Image.Image, form: str = "PNG", **options) -> bytes:
     file = BytesIO()
     image.save(file, form, **options)
     return file.getvalue()
+
+
+def data_url(data: bytes, kind: str = "png") -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def frames(count: int, form: str) -> bytes:

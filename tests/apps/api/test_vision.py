@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import dataclasses
 import json
 import random
@@ -39,7 +38,7 @@ from apps.scheduler import services
 from apps.scheduler.dispatcher import Dispatcher
 from gpu_daemon.__main__ import serve
 from gpu_daemon.config import DaemonConfig
-from tests.pictures import BOMBS, TRUNCATED, picture, png, saved
+from tests.pictures import BOMBS, TRUNCATED, data_url, picture, png, saved
 from tests.services import free_port
 
 MODEL = "qwen2.5-vl-3b"
@@ -47,12 +46,8 @@ TABLE = {(28, 28): 4, (224, 224): 64, (640, 480): 391, (1024, 1024): 1369, (1920
          (8000, 6000): 16170}  # fmt: skip
 
 
-def url(data: bytes, kind: str = "png") -> str:
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-
-
 def image(data: bytes | str, **options) -> dict:
-    return {"type": "image_url", "image_url": {"url": data if isinstance(data, str) else url(data), **options}}
+    return {"type": "image_url", "image_url": {"url": data if isinstance(data, str) else data_url(data), **options}}
 
 
 def text(words: str) -> dict:
