@@ -19,6 +19,7 @@ from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
+from gpu_daemon.engine.picture import Eyes
 from gpu_daemon.engine.sequence import Delta, EngineKind, Sequence
 from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
@@ -47,6 +48,10 @@ class TextRunner(Protocol):
     weight_bytes: int
     prefill_ms_per_token: float
     decode_ms_per_token: float
+
+    @property
+    def eyes(self) -> Eyes | None:
+        """None: the model does not see."""
 
     def close(self) -> None: ...
 

@@ -7,8 +7,6 @@ import hmac
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -17,16 +15,25 @@ import psutil
 from gpu_daemon import wire
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.sequence import Delta, FinishReason, Sequence
-from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, InvalidGrammar, LoadFailed, ModelNotReady, StaleEpoch
+from gpu_daemon.errors import (
+    DaemonError,
+    Draining,
+    InvalidCommand,
+    InvalidGrammar,
+    InvalidPicture,
+    LoadFailed,
+    ModelNotReady,
+    StaleEpoch,
+)
 from gpu_daemon.models import Models, Resident
+from gpu_daemon.preparing import Preparing
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
 if TYPE_CHECKING:
     from gpu_daemon.runners.parallel import Group
 
-MAX_MESSAGE_BYTES = 16 << 20
-COMPILERS = 2  # threads that compile grammars, beside the engines'
+MAX_MESSAGE_BYTES = 32 << 20
 OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -89,8 +96,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         self._loop = asyncio.get_running_loop()
         self._callers: dict[int, asyncio.Queue[pb.StepOutput]] = {}
         self._numbers = itertools.count(1)
-        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar")
-        self._compiling: dict[tuple[int, str, int], asyncio.Task[None]] = {}  # by caller, request and attempt
+        self._preparing = Preparing()
         self.models = Models(config, self._from_engine, group)
         self.draining = False
 
@@ -129,8 +135,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         finally:
             reader.cancel()
             del self._callers[caller]
-            for key in [key for key in self._compiling if key[0] == caller]:
-                self._compiling[key].cancel()
+            self._preparing.abort_caller(caller)
             for resident in self.models.residents.values():
                 if resident.engine is not None:
                     resident.engine.abort_caller(caller)
@@ -143,8 +148,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
                 self._abort(caller, command.abort)
 
     def _abort(self, caller: int, abort: pb.Abort) -> None:
-        if task := self._compiling.get((caller, abort.request_id, abort.attempt)):
-            task.cancel()
+        self._preparing.abort(caller, abort.request_id, abort.attempt)
         for resident in self.models.residents.values():
             if resident.engine is not None:
                 resident.engine.abort(abort.request_id, abort.attempt)
@@ -163,28 +167,17 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         except DaemonError as error:
             self._refuse(caller, submit, error)
             return
-        if not submit.sampling.grammar:
+        if submit.sampling.grammar or submit.pictures:
+            self._preparing.begin(caller, submit, self._submit_prepared(caller, submit, resident, sequences))
+        else:
             resident.start(sequences)
-            return
-        key = (caller, submit.request_id, submit.attempt)
-        task = self._compiling[key] = asyncio.create_task(self._submit_constrained(caller, submit, resident, sequences))
-        task.add_done_callback(lambda _: self._compiling.pop(key, None))
 
-    async def _submit_constrained(self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]) -> None:
-        """Compiles beside the event loop and the engine, so that others' commands and steps go on; then submits."""
+    async def _submit_prepared(self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]) -> None:
         try:
-            if resident.grammars is None:
-                raise InvalidGrammar("the model's folder has no tokenizer")
-            generated = [sequence.generated for sequence in sequences]
-            job = partial(resident.grammars.compile, submit.sampling.grammar, generated)
-            grammars = await self._loop.run_in_executor(self._compilers, job)
-            if resident.engine is None:
-                raise ModelNotReady(f"{resident.name} was unloaded")
+            await self._preparing.prepare(submit, resident, sequences)
         except DaemonError as error:
             self._refuse(caller, submit, error)
             return
-        for sequence, grammar in zip(sequences, grammars, strict=True):
-            sequence.grammar = grammar
         resident.start(sequences)
 
     def _refuse(self, caller: int, submit: pb.Submit, error: DaemonError) -> None:
@@ -271,6 +264,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
 _FAILURES: dict[type[DaemonError], str] = {
     InvalidCommand: "invalid_command",
     InvalidGrammar: "invalid_grammar",
+    InvalidPicture: "invalid_image",
     ModelNotReady: "model_not_ready",
     StaleEpoch: "stale_epoch",
     Draining: "draining",

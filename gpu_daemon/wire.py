@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 
+from gpu_daemon.engine.picture import Picture
 from gpu_daemon.engine.sequence import Delta, EngineKind, FinishReason, Logprob, Sampling, Sequence
 from gpu_daemon.engine.task import EmbedWork, ImageWork, SpeechWork, Task, TaskRunner, TranscribeWork, VideoWork, Work
 from gpu_daemon.errors import InvalidCommand
@@ -37,7 +39,8 @@ _KIND_NUMBERS = {kind: number for number, kind in KINDS.items()}
 
 
 def sequences(caller: int, submit: pb.Submit, runner: TextRunner) -> list[Sequence]:
-    """Every choice as a sequence. Raises InvalidCommand unless each number is one the model can run with."""
+    """Every choice as a sequence, yet without pictures. Raises InvalidCommand unless each number is one the model can run
+    with."""
     deadline = _deadline(submit)
     sampling = _sampling(submit.sampling, runner.vocab_size)
     made = []
@@ -47,6 +50,8 @@ def sequences(caller: int, submit: pb.Submit, runner: TextRunner) -> list[Sequen
             raise InvalidCommand("a prompt is empty or holds an id the model does not have")
         if len(prompt) + sampling.max_tokens > runner.max_model_len or len(generated) >= sampling.max_tokens:
             raise InvalidCommand("a choice is longer than the model's context, or complete already")
+        if runner.eyes is not None and not submit.pictures and runner.eyes.pad_id in prompt:
+            raise InvalidCommand("a prompt has tokens for a picture, and there is none")
         made.append(
             Sequence(
                 caller=caller,
@@ -61,6 +66,25 @@ def sequences(caller: int, submit: pb.Submit, runner: TextRunner) -> list[Sequen
             )
         )
     return made
+
+
+def place(sequences: Many[Sequence], pictures: Many[Picture], pad_id: int) -> None:
+    """Gives the choices of one prompt their pictures, in the order of the tokens that stand for them. Raises InvalidCommand
+    unless those are as many as the pictures have."""
+    first = sequences[0]
+    prompt = first.tokens[: first.prompt_length]
+    pads = [place for place, token in enumerate(prompt) if token == pad_id]
+    if len(pads) != sum(picture.tokens for picture in pictures):
+        raise InvalidCommand("the prompt has another number of tokens for pictures than the pictures have")
+    for picture in pictures:
+        own, pads = pads[: picture.tokens], pads[picture.tokens :]
+        if own[-1] - own[0] >= picture.tokens:
+            raise InvalidCommand("the tokens of a picture do not stand together")
+        picture.start = own[0]
+    for sequence in sequences:
+        if sequence.tokens[: sequence.prompt_length] != prompt:
+            raise InvalidCommand("the choices of a prompt with pictures differ in it")
+        sequence.pictures = tuple(pictures)
 
 
 def tasks(caller: int, submit: pb.Submit, runner: TaskRunner) -> list[Task]:

@@ -40,8 +40,12 @@ class Env(BaseSettings):
     allowed_origins: str = Field("", description="comma-separated origins, besides our own, for WebSocket and CORS")
     log_level: str = "INFO"
     max_body_bytes: int = 1 << 20
-    max_media_body_bytes: int = Field(32 << 20, description="where a body may hold pictures or audio")
+    max_media_body_bytes: int = Field(36 << 20, description="where a body may hold pictures or audio")
+    max_media_bodies_bytes: int = Field(256 << 20, description="of all bodies beyond MAX_BODY_BYTES that are being answered")
     max_file_bytes: int = Field(128 << 20, description="of an uploaded file")
+    max_images: int = Field(16, description="images in one chat")
+    max_image_bytes: int = 10 << 20
+    max_images_bytes: int = Field(25 << 20, description="images in one chat, together")
     sse_keep_alive_ms: int = 5_000
     metrics_token: SecretStr = Field(SecretStr(""), description="bearer token that may scrape /metrics")
 

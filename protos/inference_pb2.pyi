@@ -131,6 +131,7 @@ class Submit(_message.Message):
     IMAGE_FIELD_NUMBER: _builtins.int
     VIDEO_FIELD_NUMBER: _builtins.int
     PICTURES_FIELD_NUMBER: _builtins.int
+    PICTURE_PIXELS_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     attempt: _builtins.int
     """The fencing token: echoed in each delta."""
@@ -159,6 +160,10 @@ class Submit(_message.Message):
     def pictures(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """Encoded pictures (PNG, JPEG, WebP) of a prompt of text, in the order of their places in it."""
 
+    @_builtins.property
+    def picture_pixels(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of each picture, the pixels it is shrunk to at the most; 0, or left out: as many as the model takes."""
+
     def __init__(
         self,
         *,
@@ -176,10 +181,11 @@ class Submit(_message.Message):
         image: Global___ImageWork | None = ...,
         video: Global___VideoWork | None = ...,
         pictures: _abc.Iterable[_builtins.bytes] | None = ...,
+        picture_pixels: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "image", b"image", "sampling", b"sampling", "speech", b"speech", "transcribe", b"transcribe", "video", b"video", "work", b"work"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "choices", b"choices", "embed", b"embed", "epoch", b"epoch", "image", b"image", "model", b"model", "pictures", b"pictures", "request_id", b"request_id", "sampling", b"sampling", "speech", b"speech", "timeout_ms", b"timeout_ms", "transcribe", b"transcribe", "video", b"video", "work", b"work"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cache_salt", b"cache_salt", "choices", b"choices", "embed", b"embed", "epoch", b"epoch", "image", b"image", "model", b"model", "picture_pixels", b"picture_pixels", "pictures", b"pictures", "request_id", b"request_id", "sampling", b"sampling", "speech", b"speech", "timeout_ms", b"timeout_ms", "transcribe", b"transcribe", "video", b"video", "work", b"work"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_work: _TypeAlias = _typing.Literal["speech", "embed", "transcribe", "image", "video"]  # noqa: Y015
     _WhichOneofArgType_work: _TypeAlias = _typing.Literal["work", b"work"]  # noqa: Y015

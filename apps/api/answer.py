@@ -80,7 +80,7 @@ class Answer:
         """Raises what `services.submit` raises."""
         request = self.prepared.request
         self.request = request if self.session is None else await sessions.entered(request, self.session)
-        return await services.submit(self.request, principal)
+        return await services.submit(self.request, principal, self.prepared.attachments)
 
     async def finish(self, finished: RequestFinished) -> None:
         """What is to be kept of the request."""

@@ -14,7 +14,6 @@ MAX_BARE_BYTES = 1 << 20  # beside what is in strings
 MAX_MARKS = 300_000  # quotes, and escapes: each costs, and a picture has none
 _LONG_NUMBER = re.compile(rb"\d{%d}" % MAX_DIGITS)
 _ESCAPE = re.compile(rb"\\.", re.DOTALL)
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -35,13 +34,20 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise _invalid("The body is not valid JSON.") from None
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
-    if "\\u" in text and _SURROGATE.search(json.dumps(value, ensure_ascii=False)):
-        raise _invalid("The body holds half of a surrogate pair.")
+    if "\\u" in text:
+        _refuse_half_pairs(value)
     return value
 
 
 def _invalid(message: str) -> InvalidRequest:
     return InvalidRequest(message, code="invalid_json")
+
+
+def _refuse_half_pairs(value: dict[str, Any]) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise _invalid("The body holds half of a surrogate pair.") from None
 
 
 def _without_strings(body: bytes) -> bytes:

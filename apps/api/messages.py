@@ -25,7 +25,7 @@ class ImageUrl(Strict):
 
 
 class ImagePart(Strict):
-    """An image, whichever API it came by. Models without eyes refuse it (apps/api/prepare.py)."""
+    """An image, whichever API it came by: images.py reads it."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -76,6 +76,12 @@ class Message(Strict):
         return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
+    def images(self) -> list[tuple[int, ImageUrl]]:
+        """Each with its place in the content."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return [(place, part.image_url) for place, part in enumerate(parts) if isinstance(part, ImagePart)]
+
+    @property
     def thought(self) -> str:
         return self.reasoning_content or self.reasoning or ""
 
@@ -88,6 +94,8 @@ class Message(Strict):
     def plain(self) -> dict[str, Any]:
         """As chat templates read it; `developer` is another name of `system`."""
         plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.images and isinstance(self.content, list):
+            plain["content"] = [_plain(part) for part in self.content]
         if self.thought:
             plain["reasoning_content"] = self.thought
         if self.tool_calls:
@@ -95,6 +103,10 @@ class Message(Strict):
         if self.tool_call_id:
             plain["tool_call_id"] = self.tool_call_id
         return plain
+
+
+def _plain(part: TextPart | ImagePart) -> dict[str, str]:
+    return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
 
 
 def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -114,6 +126,9 @@ def _check(message: Message, param: str, called: set[str]) -> None:
         for field in ("tool_calls", "reasoning_content", "reasoning"):
             if getattr(message, field) is not None:
                 raise invalid(f"{param}.{field}: only the assistant has it.", f"{param}.{field}")
+    if message.role != "user" and message.images:
+        place = f"{param}.content[{message.images[0][0]}].image_url"
+        raise invalid(f"{place}: only the user's messages have images.", place)
     if message.role != "tool" and message.tool_call_id is not None:
         raise invalid(f"{param}.tool_call_id: only messages of the role tool have it.", f"{param}.tool_call_id")
     if message.role == "tool" and message.tool_call_id not in called:

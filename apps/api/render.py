@@ -38,6 +38,8 @@ def failure(finished: RequestFinished) -> ServiceError | None:
         return DeadlineExceeded(message, code=code)
     if finished.outcome is Outcome.CANCELLED:
         return Conflict(message, code=code)
+    if code == "invalid_image":
+        return InvalidRequest("An image of this request is damaged: it cannot be decoded.", code=code, param="messages")
     if code in ("invalid_grammar", "grammar_failed"):
         return InvalidRequest("The answer's schema is too complex to be enforced.", code="invalid_schema")
     if code == "invalid_command":
@@ -52,7 +54,7 @@ def usage_body(usage: Usage) -> Body:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
 

@@ -193,7 +193,7 @@ class InferenceRequest:
 
     Choice `i` continues `prompts[i // n]`, or does `work`. `prompts` holds token ids, never text. `sampling.max_tokens` bounds
     a choice's output, in units where it is no text. `blobs` are the keys of what is too large for the queue: pictures of the
-    prompt, or audio.
+    prompt, in the order of their tokens in it, or audio.
     """
 
     id: str
@@ -210,6 +210,8 @@ class InferenceRequest:
     work: Work | None = None  # None: text
     blobs: tuple[str, ...] = ()
     salt: str = ""  # beside the organization: its KV is shared with requests of the same salt only
+    picture_pixels: tuple[int, ...] = ()  # what each picture is shrunk to at the most; 0 is the model's own bound
+    image_tokens: int = 0  # of the prompt's, those that stand for pictures
 
     @property
     def num_choices(self) -> int:
@@ -238,6 +240,7 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0  # of the completion's
+    image_tokens: int = 0  # of the prompt's
 
     @property
     def total_tokens(self) -> int:

@@ -28,7 +28,7 @@ from apps.core.types import (
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
-MAX_MESSAGE_BYTES = 16 << 20
+MAX_MESSAGE_BYTES = 32 << 20
 CONNECT_SECONDS = 3
 SILENCE_SECONDS = 5.0  # without a status, at the usual interval
 MAX_TOKEN_ID = 1 << 24  # beyond any vocabulary; which ids a model has, its tokenizer knows
@@ -211,7 +211,7 @@ def _work(request: InferenceRequest, attachments: Sequence[bytes]) -> dict[str, 
     """The fields of a Submit that say what is to be done."""
     match request.work:
         case None:
-            return {"pictures": attachments}
+            return {"pictures": attachments, "picture_pixels": request.picture_pixels}
         case SpeechWork() as w:
             return {"speech": pb.SpeechWork(text=w.text, voice=w.voice, speed=w.speed)}
         case EmbedWork() as w:

@@ -83,7 +83,7 @@ async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, pace: 
         request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
         request.weight, limits.boost_ms, limits.queue_timeout_ms, limits.total_timeout_ms,
         limits.max_wait_ms, env.queue_max_requests, env.queue_max_requests_per_org,
-        env.queue_max_drain_ms, pace, int(request.priority), int(request.stream),
+        env.queue_max_drain_ms, pace, int(request.priority), int(request.stream), request.image_tokens,
     )  # fmt: skip
     verdict, retry_ms, *place = await _ENQUEUE(redis, keys=[], args=args)
     return Place(args, *place) if verdict == "admitted" else Refusal(verdict, int(retry_ms))

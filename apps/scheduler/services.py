@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,12 +16,13 @@ from redis.exceptions import RedisError
 
 from apps.accounts import quota
 from apps.core import blobs
+from apps.core.cache import TtlCache
 from apps.core.errors import NotFound, QuotaExceeded, ServiceError, Unavailable
 from apps.core.redis import server_time_ms, shared
 from apps.core.tasks import end
 from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, RequestFinished, WorkerSnapshot
 from apps.fleet import registry
-from apps.fleet.selectors import model_cards
+from apps.fleet.selectors import ModelCard, model_cards
 from apps.scheduler import costs, forecast, queue, refusals
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
 from apps.scheduler.cost import price
@@ -96,6 +98,21 @@ async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal
                 each_ms = lane.work_ms / pace / (lane.waiting + lane.running)
                 error.retry_after_seconds = retry_after_seconds(each_ms, random.random())
         raise
+
+
+async def context_length(card: ModelCard) -> int:
+    """Tokens that each worker which holds the model takes, and no more than the model does. Raises Unavailable."""
+    with _redis_errors():
+        return min(card.context_length, await _shortest.get(card.name))
+
+
+async def _shortest_context(model: str) -> int:
+    workers = await registry.workers(shared(), timeout_ms=settings.ENV.worker_timeout_ms)
+    held = [r.max_model_len for w in workers if (r := w.resident(model)) and r.state == "ready" and r.max_model_len]
+    return min(held, default=sys.maxsize)
+
+
+_shortest: TtlCache[str, int] = TtlCache(_shortest_context, seconds=1.0, entries=100)
 
 
 async def _ready_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:

@@ -29,6 +29,8 @@ _WARM_STEPS = 5
 class StaticRunner:
     """One model on one device. On a CPU it computes in float32, as the continuous engine does, so greedy answers agree."""
 
+    eyes = None  # pictures are for the continuous engine
+
     def __init__(self, model: transformers.PreTrainedModel, eos_ids: frozenset[int], options: RunnerOptions) -> None:
         """Raises LoadFailed when the cache of one sequence has no room."""
         text = model.config.get_text_config()

@@ -39,6 +39,7 @@ class Step:
     decoding: int
     prompts: tuple[tuple[int, int, int, Tensor], ...]  # first row, rows, start, places up to the last row
     sampled: Tensor  # [samples]
+    pictured: tuple[tuple[int, Tensor], ...] = ()  # (first row, what stands there in place of the tokens' embeddings)
 
 
 class TorchDecoder:
@@ -71,7 +72,8 @@ class TorchDecoder:
 
     def _replay(self, batch: Batch) -> Tensor | None:
         """The same from a captured graph; None where there is none."""
-        if self._graphs is None or len(batch.runs) > _BUCKETS[-1] or any(count > 1 for _, count in batch.runs):
+        decodes = not batch.pictured and all(count == 1 for _, count in batch.runs)
+        if self._graphs is None or not decodes or len(batch.runs) > _BUCKETS[-1]:
             return None
         return self._graphs.replay(batch)
 
@@ -79,6 +81,8 @@ class TorchDecoder:
         """This rank's part of the logits."""
         d, add = self.decoder, self.group.add
         x = self._embed(step.tokens)
+        for first, embedding in step.pictured:
+            x[first : first + len(embedding)] = embedding
         for layer, keys_values in zip(d.layers, self.cache, strict=True):
             h = functional.rms_norm(x, x.shape[-1:], layer.input_norm, d.eps)
             x = x + add(functional.linear(self._attend(layer, keys_values, h, step), layer.output))
@@ -147,6 +151,7 @@ class TorchDecoder:
             decoding=decoding,
             prompts=self._prompts(batch, runs[decoding:], tables, decoding),
             sampled=torch.tensor([place_of[row] for row in batch.sampled.tolist()], dtype=torch.long, device=device),
+            pictured=tuple((place_of[first], embedding) for first, embedding in batch.pictured),
         )
 
     def _prompts(self, batch: Batch, runs: Any, tables: Tensor, first: int) -> tuple[tuple[int, int, int, Tensor], ...]:

@@ -28,6 +28,7 @@ from gpu_daemon.runners.parallel import Alone, Group
 from gpu_daemon.runners.sampler import sample
 from gpu_daemon.runners.sharding import end_mesh, split
 from gpu_daemon.runners.torch_decoder import TorchDecoder
+from gpu_daemon.runners.vision import Vision, read_processor
 from gpu_daemon.runners.weights import Decoder, take_decoder
 
 if TYPE_CHECKING:
@@ -74,13 +75,16 @@ def runner_options(config: DaemonConfig, device: str, group: Alone, model: int) 
 class TorchRunner:
     """One model on one device."""
 
-    def __init__(self, model: transformers.PreTrainedModel, eos_ids: frozenset[int], options: RunnerOptions) -> None:
+    def __init__(
+        self, model: transformers.PreTrainedModel, eos_ids: frozenset[int], options: RunnerOptions, eyes: Vision | None = None
+    ) -> None:
         """Takes the weights out of `model`, which is of no use afterwards. Raises LoadFailed when the cache has no room."""
         text = model.config.get_text_config()
         self.device = torch.device(options.device)
         self.max_model_len = min(options.max_model_len, int(text.max_position_embeddings))
         self.vocab_size = int(text.vocab_size)
         self.eos_ids = eos_ids
+        self.eyes = eyes
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         group = options.group
         decoder = group.together(lambda: take_decoder(model, self.max_model_len, group.size))
@@ -99,7 +103,8 @@ class TorchRunner:
         report("reading", 0.1)
         model, eos_ids = options.group.together(lambda: _read(folder, options))
         report("building", 0.5)
-        runner = cls(model, eos_ids, options)
+        eyes = _eyes(model, folder) if options.group.size == 1 else None  # a group's ranks would all have to see
+        runner = cls(model, eos_ids, options, eyes)
         del model
         gc.collect()  # its modules hold one another, and weights and sockets that nobody needs
         report("warming", 0.9)
@@ -122,6 +127,8 @@ class TorchRunner:
         prompt.blocks = list(range(-(-_WARM_TOKENS // self.block_tokens)))
         self.prefill_ms_per_token = self._time(lambda: self.run([Chunk(prompt, 0, _WARM_TOKENS)])) / _WARM_TOKENS
         self.decode_ms_per_token = self._time(lambda: self.run([Chunk(prompt, _WARM_TOKENS - 1, 1)]))
+        if self.eyes is not None:
+            self.eyes.warm()
         saved = self.save(0)
         self.restore_ms = self._time(lambda: self.restore(0, saved))
 
@@ -144,12 +151,18 @@ class TorchRunner:
     @torch.inference_mode()
     def run(self, chunks: Many[Chunk]) -> list[Sampled]:
         """One step. The result has one entry for each chunk that samples, in the chunks' order."""
-        batch = make_batch(chunks, self._sections)
         started = time.perf_counter()
-        logits = self.decoder(batch)
+        self._look(chunks)
+        logits = self.decoder(make_batch(chunks, self._sections))
         self.forward_ms = (time.perf_counter() - started) * 1000  # a GPU has only been told by now
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         return sample(logits, sampling) if sampling else []
+
+    def _look(self, chunks: Many[Chunk]) -> None:
+        """At every picture of the step that was not seen yet; the plan has bounded how many."""
+        for picture in (picture for chunk in chunks for picture in chunk.pictures):
+            if picture.embedding is None and self.eyes is not None:
+                picture.embedding = self.eyes.look(picture)
 
     def save(self, block: int) -> torch.Tensor:
         """A copy in host memory of one block's keys and values."""
@@ -162,6 +175,10 @@ class TorchRunner:
     def close(self) -> None:
         """Ends the threads it may have."""
         self.decoder.close()
+
+
+def _eyes(model: transformers.PreTrainedModel, folder: Path) -> Vision | None:
+    return Vision(model, read_processor(folder)) if hasattr(model.config, "vision_config") else None
 
 
 def pick_device(wanted: str, local_rank: int = 0) -> str:

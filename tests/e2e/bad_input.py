@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.hostile_schemas import REFUSED
+from tests.pictures import BOMBS, data_url, picture
+
+SEEING = "qwen2.5-vl-3b"
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,9 @@ BODIES = [
     Bad("invalid UTF-8", 400, "invalid_json", raw=b'{"model":"\xff"}'),
     Bad("lone surrogate", 400, "invalid_json", raw=b'{"model":"\\ud800"}'),
     Bad("1 MiB and one byte", 413, "payload_too_large", raw=b" " * ((1 << 20) + 1), endpoint="/v1/completions"),
-    Bad("32 MiB and one byte", 413, "payload_too_large", raw=b" " * ((32 << 20) + 1)),
+    Bad("36 MiB and one byte", 413, "payload_too_large", raw=b" " * ((36 << 20) + 1)),
+    Bad("36 MiB of quotes", 400, "invalid_json", raw=b'"' * (36 << 20)),
+    Bad("36 MiB of objects", 400, "invalid_json", raw=b'{"a":[' + b"{}," * (11 << 20) + b"{}]}"),
     Bad("2 MiB of brackets", 400, "invalid_json", raw=b"[]" * (1 << 20)),
 ]
 FIELDS = [
@@ -236,4 +241,23 @@ KEYS = [
     value("part of a message", param="messages[0].content[0].type",
           messages=[{"role": "user", "content": [{"type": "input_audio"}]}]),
 ]  # fmt: skip
-BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS, *FORMS, *RESPONSES, *KEYS]
+IMAGE = "messages[0].content[0].image_url"
+
+
+def image(name: str, address: str, code: str = "invalid_image", count: int = 1, param: str = IMAGE) -> Bad:
+    """Images in a chat with a model that sees."""
+    part = {"type": "image_url", "image_url": {"url": address}}
+    return value(name, code=code, param=param, model=SEEING, messages=[{"role": "user", "content": [part] * count}])
+
+
+IMAGES = [
+    *(image(f"image: {name}", data_url(data)) for name, data in BOMBS.items()),
+    *(image(f"image at {address}", address, "invalid_image_url")
+      for address in ("http://169.254.169.254/", "file:///etc/passwd", "http://[::ffff:127.0.0.1]/", "http://a\\@b/x.png")),
+    image("image that is no base64", "data:image/png;base64,$$$$"),
+    image("17 images", data_url(picture()), "too_many_images", 17, "messages[0].content[16].image_url"),
+    image("10,000 images", data_url(picture()), "invalid_value", 10_000, "messages[0].content"),
+    image("10 MiB and a bit", "data:image/png;base64," + "A" * (14 << 20), "image_too_large"),
+    image("images beyond the context", data_url(picture(4000, 4000)), "context_length_exceeded", 3, "messages"),
+]  # fmt: skip
+BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS, *FORMS, *RESPONSES, *KEYS, *IMAGES]

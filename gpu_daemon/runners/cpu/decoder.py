@@ -67,6 +67,8 @@ class CpuDecoder:
         cos, sin = self._decoder.angles(torch.from_numpy(batch.angles.copy()))
         x = np.zeros((rows, _padded(s.hidden)), np.float32)
         x[:, : s.hidden] = _floats(self._decoder.embedding[torch.from_numpy(batch.tokens)])
+        for first, embedding in batch.pictured:
+            x[first : first + len(embedding), : s.hidden] = _floats(embedding)
         return kernels.Step(
             x=x,
             h=np.empty((rows, max(s.hidden, s.heads * s.head_dim, s.inner)), np.float32),
