@@ -10,6 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -19,6 +20,7 @@ import psutil
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.sequence import Delta, EngineKind, FinishReason, Logprob, Sampling, Sequence
 from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, InvalidGrammar, LoadFailed, ModelNotReady, StaleEpoch
+from gpu_daemon.folders import Folder
 from gpu_daemon.models import Models, Resident
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
@@ -217,8 +219,10 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
     async def WatchStatus(self, request: pb.WatchStatusRequest, context: _Context) -> AsyncIterator[pb.DaemonStatus]:
         interval = min(60.0, max(0.05, request.interval_ms / 1000))
         while True:
+            news = self.models.news
             yield self._status()
-            await asyncio.sleep(interval)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), interval)
 
     def _status(self) -> pb.DaemonStatus:
         memory = psutil.virtual_memory()
@@ -227,7 +231,8 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             from gpu_daemon.runners.torch_runner import device_memory
 
             name, total, free = device_memory(self.models.device)
-        models = [_model_status(resident) for resident in self.models.residents.values()]
+        held = self.models.budget.held
+        models = [_model_status(resident, held.get(resident.name, 0)) for resident in self.models.residents.values()]
         return pb.DaemonStatus(
             worker_id=self._config.worker_id,
             epoch=self._config.epoch,
@@ -239,6 +244,9 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             memory_total_bytes=total,
             memory_free_bytes=free,
             models=models,
+            memory_budget_bytes=self.models.budget.total,
+            memory_reserved_bytes=sum(self.models.budget.held.values()),
+            folders=[_folder_message(folder, self.models) for folder in self.models.folders],
         )
 
     # --- Models ---
@@ -371,13 +379,27 @@ def _logprob_message(entry: Logprob) -> pb.TokenLogprob:
     return pb.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=top)
 
 
-def _model_status(resident: Resident) -> pb.ModelStatus:
+def _folder_message(folder: Folder, models: Models) -> pb.ModelFolder:
+    message = pb.ModelFolder(model=folder.name, error=folder.error, in_host_memory=folder.name in models.asleep)
+    message.measured_bytes = measured = models.measured.get(folder.name, 0)
+    if (size := folder.estimate) is not None:
+        message.weight_bytes, message.activation_bytes = size.weights, size.activations
+        message.kv_bytes_per_token, message.need_bytes = size.kv_token, max(size.need, measured)
+    return message
+
+
+def _model_status(resident: Resident, held: int) -> pb.ModelStatus:
     status = pb.ModelStatus(
         model=resident.name,
         state=_STATES[resident.state],
         progress=resident.progress,
         error=resident.error,
         engine=_KIND_NUMBERS[resident.kind],
+        stage=resident.stage,
+        resident_bytes=held,
+        kv_bytes=resident.kv_bytes,
+        measured_bytes=resident.measured_bytes,
+        idle_ms=int(resident.idle_seconds * 1000),
     )
     if resident.engine is not None and resident.runner is not None:
         load, runner = resident.engine.load, resident.runner

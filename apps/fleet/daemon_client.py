@@ -13,6 +13,7 @@ from apps.core.errors import ServiceError, Unavailable
 from apps.core.types import (
     FinishReason,
     InferenceRequest,
+    ModelFolder,
     ResidentModel,
     SequenceDelta,
     StepOutput,
@@ -27,6 +28,7 @@ CONNECT_SECONDS = 3
 SILENCE_SECONDS = 5.0  # without a status, at the usual interval
 MAX_TOKEN_ID = 1 << 24  # beyond any vocabulary; which ids a model has, its tokenizer knows
 MAX_NAME_LENGTH = 100  # of request ids, workers and models
+MAX_FOLDERS = 1000
 STATES = {
     pb.MODEL_STATE_LOADING: "loading",
     pb.MODEL_STATE_READY: "ready",
@@ -273,12 +275,30 @@ def _snapshot(message: pb.DaemonStatus) -> WorkerSnapshot:
         memory_total_bytes=message.memory_total_bytes,
         memory_free_bytes=message.memory_free_bytes,
         models=tuple(_resident(entry) for entry in message.models),
+        memory_budget_bytes=message.memory_budget_bytes,
+        memory_reserved_bytes=message.memory_reserved_bytes,
+        folders=tuple(_folder(entry) for entry in message.folders[:MAX_FOLDERS]),
+    )
+
+
+def _folder(message: pb.ModelFolder) -> ModelFolder:
+    return ModelFolder(
+        model=_words(message.model, MAX_NAME_LENGTH + 41),
+        weight_bytes=message.weight_bytes,
+        kv_bytes_per_token=message.kv_bytes_per_token,
+        activation_bytes=message.activation_bytes,
+        need_bytes=message.need_bytes,
+        measured_bytes=message.measured_bytes,
+        in_host_memory=message.in_host_memory,
+        error=_words(message.error, 200),
     )
 
 
 def _resident(message: pb.ModelStatus) -> ResidentModel:
+    model, _, revision = _words(message.model, MAX_NAME_LENGTH + 41).partition("@")
     return ResidentModel(
-        model=_words(message.model, MAX_NAME_LENGTH),
+        model=model,
+        revision=revision,
         state=STATES.get(message.state, "failed"),
         progress=_share(message.progress),
         error=_words(message.error, 200),
@@ -293,4 +313,9 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         decode_ms_per_token=_measure(message.decode_ms_per_token),
         forward_share=_measure(message.forward_share),
         engine="static" if message.engine == pb.ENGINE_KIND_STATIC else "continuous",
+        stage=_words(message.stage, 20),
+        resident_bytes=message.resident_bytes,
+        kv_bytes=message.kv_bytes,
+        measured_bytes=message.measured_bytes,
+        idle_ms=message.idle_ms,
     )

@@ -39,13 +39,16 @@ transformers.logging.disable_progress_bar()
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """`kv_bytes` caps the cache, 0 is a share of the free memory; `threads` counts a CPU's, 0 is one a core."""
+    """`kv_bytes` is for the cache, 0 is a share of the free memory; `threads` counts a CPU's, 0 is one a core; `rows` tokens
+    and `samples` sequences are a step's largest."""
 
     device: str
     max_model_len: int
     kv_bytes: int = 0
     threads: int = 0
     int8: bool = False
+    rows: int = 512
+    samples: int = 32
     compiled: bool = True  # the kernels in runners/cpu; without them torch runs the CPU too
 
 
@@ -62,7 +65,9 @@ class TorchRunner:
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         decoder = take_decoder(model, self.max_model_len)
         self._sections = len(decoder.sections)
-        self.blocks = _blocks(decoder, options.kv_bytes, self.max_model_len)
+        self._largest = min(options.rows, self.max_model_len), options.samples
+        self._layers = len(decoder.layers)
+        self.blocks = _blocks(decoder, self._layers, options.kv_bytes, self.max_model_len)
         self._decode = self._make(decoder, options)
         self.block_tokens, self.block_bytes = self._decode.block_tokens, self._decode.block_bytes
         self.prefill_ms_per_token = self.decode_ms_per_token = self.restore_ms = self.forward_ms = 0.0
@@ -94,6 +99,19 @@ class TorchRunner:
         self.decode_ms_per_token = self._time(lambda: self.run([Chunk(prompt, _WARM_TOKENS - 1, 1)]))
         saved = self.save(0)
         self.restore_ms = self._time(lambda: self.restore(0, saved))
+
+    def stress(self) -> None:
+        """Runs the largest step there can be, to see what it takes: one long prompt beside as many sequences as may run."""
+        rows, samples = self._largest
+        blocks = list(range(-(-self.max_model_len // self.block_tokens)))  # shared by all: what they hold is nobody's
+        drawn = Sampling(max_tokens=8, seed=0, temperature=1.0, top_p=0.9)
+        reach = self.max_model_len if self.device.type == "cuda" else rows  # how far back they look costs a CPU only time
+        lengths = [(max(1, rows - samples + 1), 0), *[(reach, reach - 1)] * (min(samples, rows) - 1)]
+        chunks = [
+            Chunk(Sequence(0, "stress", row, 0, [1] * length, length, drawn, blocks=blocks), start, length - start)
+            for row, (length, start) in enumerate(lengths)
+        ]
+        self.run(chunks)
 
     def block_costs(self) -> BlockCosts:
         """What `warm` measured: bringing a block back against computing it."""
@@ -128,6 +146,20 @@ class TorchRunner:
     def restore(self, block: int, saved: torch.Tensor) -> None:
         """Writes a saved block back."""
         self._decode.restore(block, saved)
+
+    @property
+    def kv_bytes_held(self) -> int:
+        """Of the device's memory: a CPU gives a page of the cache when a token first comes to it."""
+        return self.blocks * self.block_bytes if self.device.type == "cuda" else 0
+
+    def sleep(self) -> None:
+        """Lets the KV cache go, and keeps the weights in host memory."""
+        self._decode.sleep()
+
+    def wake(self, kv_bytes: int) -> None:
+        """Back on the device, with a new cache. Raises LoadFailed when that has no room."""
+        self.blocks = _blocks(self._decode.decoder, self._layers, kv_bytes, self.max_model_len)
+        self._decode.wake(self.blocks)
 
     def close(self) -> None:
         """Ends the threads it may have."""
@@ -190,11 +222,11 @@ def _eos_ids(folder: Path, config: dict[str, Any]) -> frozenset[int]:
     return frozenset(ids)
 
 
-def _blocks(decoder: Decoder, kv_bytes: int, length: int) -> int:
+def _blocks(decoder: Decoder, layers: int, kv_bytes: int, length: int) -> int:
     """How many blocks the cache may have: by the cap, or by the memory that is free now. Raises LoadFailed for too few."""
     cuda = decoder.device.type == "cuda"
     itemsize = 2 if cuda else 4
-    per_block = 16 * 2 * len(decoder.layers) * decoder.kv_heads * decoder.head_dim * itemsize
+    per_block = 16 * 2 * layers * decoder.kv_heads * decoder.head_dim * itemsize
     free = torch.cuda.mem_get_info()[0] * 8 // 10 if cuda else psutil.virtual_memory().available // 4
     least = -(-length // 16) + 1
     blocks = int((kv_bytes or free) // per_block)
