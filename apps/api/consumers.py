@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import json
 import time
 from collections import Counter
@@ -209,7 +208,7 @@ class ChatConsumer(AsyncWebsocketConsumer):  # type: ignore[misc]
         try:
             async for item in services.progress(request_id, after=after):
                 if isinstance(item, Progress):
-                    await self._send({"type": "queue", "id": client_id, **dataclasses.asdict(item)})
+                    await self._send({"type": "queue", "id": client_id, **item.body})
                 else:
                     await self._send({"id": client_id, "event_id": item[0], **_frame(item[1])})
         except ServiceError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ def failure(finished: RequestFinished) -> ServiceError | None:
         return Conflict(message, code=code)
     if code in ("invalid_grammar", "grammar_failed"):
         return InvalidRequest("The answer's schema is too complex to be enforced.", code="invalid_schema")
-    if code == "worker_lost":
+    if code in ("worker_lost", "model_load_failed"):
         return Unavailable(message, code=code)
     return ServiceError(message, code=code)
 
@@ -111,7 +110,7 @@ class Renderer:
 
     def queue_chunk(self, progress: Progress) -> Body:
         """Where the request stands while it waits; for those who asked for it."""
-        return {**self._chunk([]), "queue": dataclasses.asdict(progress)}
+        return {**self._chunk([]), "queue": progress.body}
 
     def usage_chunk(self, usage: Usage) -> Body | None:
         """The chunk before the end, only for those who asked for it."""

@@ -153,20 +153,21 @@ class ExecuteStream:
         self,
         request: InferenceRequest,
         *,
+        folder: str = "",
         attempt: int,
         epoch: int,
         generated: Mapping[int, Sequence[int]],
         timeout_ms: int,
         cache_salt: bytes,
     ) -> None:
-        """Starts the choices in `generated`, each from the tokens it already has."""
+        """Starts the choices in `generated`, each from the tokens it already has. `folder` names the model's revision."""
         choices = [
             pb.Choice(index=i, prompt_ids=request.prompts[i // request.n], generated_ids=ids) for i, ids in generated.items()
         ]
         submit = pb.Submit(
             request_id=request.id,
             attempt=attempt,
-            model=request.model,
+            model=folder or request.model,
             choices=choices,
             sampling=_sampling(request),
             timeout_ms=timeout_ms,
