@@ -54,9 +54,13 @@ class Site:
         return self.snapshot.worker_id
 
     @property
+    def moves(self) -> bool:
+        """Whether something is on its way in or out."""
+        return self.acting or any(resident.state in ("loading", "unloading") for resident in self.snapshot.models)
+
+    @property
     def busy(self) -> bool:
-        moving = any(resident.state in ("loading", "unloading") for resident in self.snapshot.models)
-        return self.acting or moving or self.snapshot.draining
+        return self.moves or self.snapshot.draining
 
     @property
     def free_bytes(self) -> int:
@@ -116,6 +120,7 @@ class Planner:
         self._policies = policies
         self._demand = demand
         self._rules = rules
+        self._rolling: set[str] = set()  # models whose revision changes somewhere
 
     def plan(self) -> Plan:
         plan = Plan()
@@ -182,20 +187,25 @@ class Planner:
     def _roll(self, site: Site, old: ResidentModel, policy: Policy) -> Action | None:
         """Beside the old one if it fits, else in its place; one worker after another."""
         folder = site.folder(policy.folder)
-        if folder is None or folder.error or policy.folder in site.failing or self._rolls_elsewhere(site, policy.model):
+        if folder is None or folder.error or policy.folder in site.failing:
             return None
         beside = folder.need_bytes <= site.free_bytes
         if not beside and folder.need_bytes > site.free_bytes + old.resident_bytes:
             return None
+        if self._rolls_elsewhere(site, policy.model):
+            return None
         return Action(site.name, policy.folder, policy.engine, () if beside else (old.folder,), f"replaces {old.folder}")
 
     def _rolls_elsewhere(self, site: Site, model: str) -> bool:
+        """On a worker that moves, or has both, or has been told to begin in this very round."""
+        if model in self._rolling:
+            return True
         others = [other for other in self._sites if other is not site]
-        return any(
-            (other.busy and any(resident.model == model for resident in other.snapshot.models))
-            or sum(resident.model == model and resident.state == "ready" for resident in other.snapshot.models) > 1
-            for other in others
-        )  # fmt: skip
+        both = [sum(resident.model == model for resident in other.snapshot.models) > 1 for other in others]
+        if any(both) or any(other.moves for other in others):
+            return True
+        self._rolling.add(model)
+        return False
 
     def _wish(self, site: Site) -> Action | None:
         """What the operator placed here and is not: a pinned one may evict, the others take what is free."""

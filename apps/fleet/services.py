@@ -42,5 +42,19 @@ def model_set_engine(*, name: str, engine: str) -> None:
         raise InvalidRequest(_unknown(name))
 
 
+@transaction.atomic
+def model_roll(*, name: str, revision: str) -> None:
+    """Has workers go over to the folder NAME@REVISION, one by one; "" is the folder NAME. Raises InvalidRequest."""
+    model = Model.objects.filter(name=name).first()
+    if model is None:
+        raise InvalidRequest(_unknown(name))
+    model.revision = revision
+    try:
+        model.clean_fields(exclude={field.name for field in Model._meta.fields} - {"revision"})
+    except ValidationError as error:
+        raise InvalidRequest("; ".join(error.messages)) from None
+    model.save(update_fields=["revision"])
+
+
 def _unknown(name: str) -> str:
     return f"The catalogue has no model {name}; `manage.py models list` shows what it has."

@@ -1,4 +1,5 @@
-"""`manage.py models list | pull NAME | verify NAME | engine NAME KIND`: the catalogue and the weights on this machine."""
+"""`manage.py models list | pull NAME | verify NAME | engine NAME KIND | roll NAME --revision R`: the catalogue, and
+the weights on this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ from rich.table import Table
 
 from apps.core.errors import InvalidRequest
 from apps.fleet.models import EngineKind, Model
-from apps.fleet.services import model_set_engine
+from apps.fleet.services import model_roll, model_set_engine
 from apps.fleet.weights import PACKAGES, Report, WeightsError, pull, verify
 
 
@@ -28,12 +29,17 @@ class Command(BaseCommand):
         engine = actions.add_parser("engine", help="batch a model's requests continuously, or statically to compare")
         engine.add_argument("name")
         engine.add_argument("kind", choices=EngineKind.values)
+        roll = actions.add_parser("roll", help="have the workers go over to another revision's weights, one by one")
+        roll.add_argument("name")
+        roll.add_argument("--revision", required=True, help='the folder NAME@REVISION on the workers; "" is the folder NAME')
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["action"] == "list":
             self._list()
         elif options["action"] == "engine":
             self._set_engine(options["name"], options["kind"])
+        elif options["action"] == "roll":
+            self._roll(options["name"], options["revision"])
         else:
             self._with_progress(pull if options["action"] == "pull" else verify, options["name"])
 
@@ -52,6 +58,13 @@ class Command(BaseCommand):
         except InvalidRequest as error:
             raise CommandError(error.message) from None
         self.stdout.write(f"{name}: {kind}; workers that hold it go over within seconds")
+
+    def _roll(self, name: str, revision: str) -> None:
+        try:
+            model_roll(name=name, revision=revision)
+        except InvalidRequest as error:
+            raise CommandError(error.message) from None
+        self.stdout.write(f"{name}: revision {revision or 'of the folder without one'}; workers go over one by one")
 
     def _with_progress(self, work: Callable[[str, Any, Report], None], name: str) -> None:
         columns = (
