@@ -54,8 +54,8 @@ def _fast(monkeypatch) -> None:
 @contextmanager
 def worker(name: str, models: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = free_port()
-    command = [sys.executable, "-m", "gpu_daemon", "--worker-id", name, "--port", str(port), "--models-dir", str(models),
-               "--device", "cpu", "--threads", "1", "--max-model-len", "512", "--kv-bytes", str(KV_BYTES), *arguments]  # fmt: skip
+    command = [sys.executable, "-m", "gpu_daemon", "--worker-id", name, "--port", str(port), "--models-dir",
+               str(models), "--device", "cpu", "--threads", "1", "--max-model-len", "512", "--kv-bytes", str(KV_BYTES), *arguments]  # fmt: skip
     token = settings.ENV.daemon_token.get_secret_value()
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DAEMON_TOKEN": token}, stderr=subprocess.DEVNULL)
     try:
@@ -105,6 +105,7 @@ async def test_a_revision_replaces_another_under_load_and_nothing_fails(redis: R
     memory = ("--memory-bytes", str(room_for(models, fit)))
     with worker("w0", models, *memory) as (_, one), worker("w1", models, *memory) as (_, two):
         async with serving(redis, {"w0": one, "w1": two}) as made:
+            first = await made.run("m", seed=1, max_tokens=8, prompts=((5, 6, 7),))
             over = asyncio.Event()
 
             async def stream(number: int) -> None:
@@ -122,7 +123,8 @@ async def test_a_revision_replaces_another_under_load_and_nothing_fails(redis: R
     outcomes = [client.end.outcome for client in made.clients]
     assert len(outcomes) > 20
     assert set(outcomes) == {Outcome.SUCCEEDED}
-    assert last.tokens() != ()
+    assert len(last.tokens()) == 8
+    assert last.tokens() != first.tokens(), "the other revision's weights"
 
 
 async def test_a_stopped_process_is_out_of_routing_within_5_s_and_comes_back(redis: Redis, models: Path) -> None:
