@@ -145,6 +145,8 @@ class Dispatcher:
             return await self._lease_to(lane, open_to[0], waiting, [])
         by_id = {candidate.worker.worker_id: candidate for candidate in open_to}
         head = await queue.peek(self._redis, lane, min(waiting, sum(candidate.free for candidate in open_to)))
+        if not head:  # the next entry is none of ours: a lease puts it aside
+            return await self._lease_to(lane, open_to[0], 1, [])
         count = 0
         for run in runs(assign(head, open_to)):
             leased = await self._lease_to(lane, by_id[run[0].worker_id], len(run), run)

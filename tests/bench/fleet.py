@@ -54,11 +54,13 @@ async def thrash(redis: Any, count: int) -> None:
         daemon = FakeDaemon(models=[], folders=disk("a", "b", "c"), budget_bytes=2 * GIB, load_seconds=0.5,
                             max_running=16, step_seconds=0.01)  # fmt: skip
         async with fleet_site(redis, [daemon], models=["a", "b", "c"]) as made:
-            rng = random.Random(1)
+            rng, gate = random.Random(1), asyncio.Semaphore(32)  # one process has so many connections
 
             async def one(number: int) -> Any:
                 await asyncio.sleep(seconds * number / count)  # noqa: B023
-                return await made.run(rng.choice("abc"), seed=number, max_tokens=8)  # noqa: B023
+                async with gate:  # noqa: B023
+                    client = await made.submit(rng.choice("abc"), seed=number, max_tokens=8)  # noqa: B023
+                return await made.follow(client)
 
             clients = await asyncio.gather(*(one(number) for number in range(count)))
             waits = sorted(client.end.timing["queue_ms"] for client in clients)
@@ -79,7 +81,7 @@ async def wake(redis: Any, count: int) -> None:
         port = free_port()
         command = [sys.executable, "-m", "gpu_daemon", "--worker-id", "w", "--port", str(port), "--models-dir",
                    str(ENV.models_dir), "--device", "cpu", "--host-weights-bytes", cap]  # fmt: skip
-        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)  # noqa: ASYNC220
         client = DaemonClient(f"127.0.0.1:{port}", os.environ["DAEMON_TOKEN"])
         while True:
             try:

@@ -54,8 +54,10 @@ def _fast(monkeypatch) -> None:
 @contextmanager
 def worker(name: str, models: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     port = free_port()
-    command = [sys.executable, "-m", "gpu_daemon", "--worker-id", name, "--port", str(port), "--models-dir",
-               str(models), "--device", "cpu", "--threads", "1", "--max-model-len", "512", "--kv-bytes", str(KV_BYTES), *arguments]  # fmt: skip
+    command = [
+        sys.executable, "-m", "gpu_daemon", "--worker-id", name, "--port", str(port), "--models-dir", str(models),
+        "--device", "cpu", "--threads", "1", "--max-model-len", "512", "--kv-bytes", str(KV_BYTES), *arguments,
+    ]  # fmt: skip
     token = settings.ENV.daemon_token.get_secret_value()
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "DAEMON_TOKEN": token}, stderr=subprocess.DEVNULL)
     try:
