@@ -49,7 +49,9 @@ class HostWeights(Generic[T]):
     def take(self, name: str, stamp: int) -> T | None:
         """What is kept of these very files, which is then the caller's."""
         kept = self._kept.pop(name, None)
-        if kept is None or kept.stamp == stamp:
-            return kept and kept.model
+        if kept is None:
+            return None
+        if kept.stamp == stamp:
+            return kept.model
         kept.model.close()
         return None

@@ -64,10 +64,10 @@ class Resident:
 
 
 @dataclass(frozen=True, slots=True)
-class Asleep:
-    """A loaded model without its engine and its KV."""
+class Loaded:
+    """A model that can be run: what a load brings, and what stays of it in host memory."""
 
-    runner: TorchRunner
+    runner: TorchRunner | StaticRunner
     grammars: GrammarCompiler | None
     measured_bytes: int
 
@@ -90,7 +90,7 @@ class Models:
         self.device = "?"
         self.budget = Budget(0)
         self.host_memory = HostMemory(config.host_kv_bytes or free // 4)
-        self.asleep: HostWeights[Asleep] = HostWeights(max(0, config.host_weights_bytes or free // 4))
+        self.asleep: HostWeights[Loaded] = HostWeights(max(0, config.host_weights_bytes or free // 4))
         self._prepared = asyncio.create_task(self._prepare(), name="prepare")
         self._rescan = asyncio.create_task(self._look_again(), name="folders")
 
@@ -152,18 +152,24 @@ class Models:
         size = await asyncio.to_thread(estimate, folder, conditions(self._config, self.device, resident.kind))
         wanted = self._config.kv_bytes or self.budget.total // KV_SHARE
         resident.kv_bytes = self.budget.reserve(resident.name, size, wanted)
-        woken = self.asleep.take(resident.name, _written(folder)) if resident.kind is EngineKind.CONTINUOUS else None
-        if woken is None:
-            await asyncio.to_thread(folders.verify, folder)
-            woken = await self._read(resident, folder)
-        else:
-            await asyncio.to_thread(woken.runner.wake, resident.kv_bytes)
-        resident.runner, resident.grammars, resident.measured_bytes = woken.runner, woken.grammars, woken.measured_bytes
-        self.measured[resident.name] = max(woken.measured_bytes, self.measured.get(resident.name, 0))
+        loaded = await self._wake(resident, folder) or await self._read(resident, folders, folder)
+        resident.runner, resident.grammars, resident.measured_bytes = loaded.runner, loaded.grammars, loaded.measured_bytes
+        self.measured[resident.name] = max(loaded.measured_bytes, self.measured.get(resident.name, 0))
         self.budget.settle(resident.name, size.weights + size.activations + resident.kv_bytes)
-        resident.engine = self._engine(resident.name, woken.runner)
+        resident.engine = self._engine(resident.name, loaded.runner)
 
-    async def _read(self, resident: Resident, folder: Path) -> Asleep:
+    async def _wake(self, resident: Resident, folder: Path) -> Loaded | None:
+        """From host memory; None when it is not there."""
+        if resident.kind is not EngineKind.CONTINUOUS:
+            return None
+        asleep = self.asleep.take(resident.name, _written(folder))
+        if asleep is not None:
+            await asyncio.to_thread(asleep.runner.wake, resident.kv_bytes)
+        return asleep
+
+    async def _read(self, resident: Resident, folders: Folders, folder: Path) -> Loaded:
+        """From disk."""
+        await asyncio.to_thread(folders.verify, folder)
         loop = asyncio.get_running_loop()
 
         def report(stage: str, progress: float) -> None:
@@ -171,7 +177,7 @@ class Models:
 
         read = partial(build, self._config, self.device, resident.kind, folder, resident.kv_bytes, report)
         runner, measured = await asyncio.to_thread(read)
-        return Asleep(runner, await asyncio.to_thread(grammars_of, folder, runner), measured)
+        return Loaded(runner, await asyncio.to_thread(grammars_of, folder, runner), measured)
 
     def _engine(self, name: str, runner: TorchRunner | StaticRunner) -> EngineThread:
         from gpu_daemon.runners.torch_runner import TorchRunner
@@ -210,7 +216,7 @@ class Models:
         resident.engine.stop()
         runner.sleep()
         resident.engine = resident.runner = resident.grammars = None
-        asleep = Asleep(runner, grammars, resident.measured_bytes)
+        asleep = Loaded(runner, grammars, resident.measured_bytes)
         stamp = _written(self._config.models_dir / resident.name)
         self.asleep.keep(resident.name, Kept(asleep, runner.weight_bytes, stamp))
 

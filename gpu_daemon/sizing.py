@@ -172,9 +172,10 @@ def _diffusion(folder: Path, at: Conditions) -> Estimate:
 
 def _image_step(unet: dict[str, Any], vae: dict[str, Any], side: int, item: int) -> int:
     """The VAE's last block at full resolution: the input, its norm and its result in the widths of the last two blocks."""
-    first, second, *_ = [*vae["block_out_channels"], vae["block_out_channels"][-1]]
+    widths = [int(width) for width in vae["block_out_channels"]]
+    first, second = widths[0], widths[min(1, len(widths) - 1)]
     denoise = 8 * unet["block_out_channels"][0] * int(unet["sample_size"]) ** 2 * item
-    return max(int(denoise), side * side * (2 * int(first) + int(second)) * item)
+    return max(int(denoise), side * side * (2 * first + second) * item)
 
 
 def _video_step(transformer: dict[str, Any], vae: dict[str, Any], item: int) -> int:

@@ -10,7 +10,6 @@ _MESSAGES = {
     "drain": "The queue for {model} is longer than it would be useful to wait for.",
 }
 _ABSENCES = {
-    "loading": ("model_loading", "{model} is being loaded. Try again shortly."),
     "not_loaded": ("model_not_loaded", "{model} is not loaded on any worker. An operator can place it in the admin."),
     "no_weights": (
         "model_not_loaded",

@@ -146,7 +146,8 @@ async def lease(
     `remember` keeps in mind that the worker took their beginnings."""
     env = settings.ENV
     flat = [part for pair in chosen for part in pair]
-    args = [lane, worker, max_sequences, limit, env.lease_ms, env.affinity_ms if remember else 0, *flat]
+    affinity_ms = env.affinity_ms if remember else 0
+    args: list[str | int | float] = [lane, worker, max_sequences, limit, env.lease_ms, affinity_ms, *flat]
     rows = await _LEASE(redis, keys=[], args=args)
     leases = []
     for request_id, attempt, payload, timeout_ms in rows:

@@ -116,6 +116,9 @@ class StaticRunner:
         batch = [Sequence(0, "stress", row, 0, [1] * length, length, drawn) for row in range(samples)]
         self.generate(batch, lambda going, sampled: [])
 
+    def wake(self, kv_bytes: int) -> None:
+        """It never sleeps: `generate` has its cache for a batch alone."""
+
     def close(self) -> None:
         """Lets the weights go."""
         self._model = None

@@ -54,13 +54,12 @@ async def thrash(redis: Any, count: int) -> None:
         daemon = FakeDaemon(models=[], folders=disk("a", "b", "c"), budget_bytes=2 * GIB, load_seconds=0.5,
                             max_running=16, step_seconds=0.01)  # fmt: skip
         async with fleet_site(redis, [daemon], models=["a", "b", "c"]) as made:
-            rng, gate = random.Random(1), asyncio.Semaphore(32)  # one process has so many connections
+            rng, gate = random.Random(1), asyncio.Semaphore(500)  # clients that one process can hold
 
             async def one(number: int) -> Any:
                 await asyncio.sleep(seconds * number / count)  # noqa: B023
                 async with gate:  # noqa: B023
-                    client = await made.submit(rng.choice("abc"), seed=number, max_tokens=8)  # noqa: B023
-                return await made.follow(client)
+                    return await made.run(rng.choice("abc"), seed=number, max_tokens=8)  # noqa: B023
 
             clients = await asyncio.gather(*(one(number) for number in range(count)))
             waits = sorted(client.end.timing["queue_ms"] for client in clients)

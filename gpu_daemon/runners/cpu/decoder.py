@@ -35,6 +35,8 @@ class CpuDecoder:
         self._weights = self._pack(decoder, kind)
         self.block_bytes = self._shape.block_floats * 4
         self._threads, self._length = threads, length
+        self._cache: np.ndarray
+        self._team: _Team
         self.wake(blocks)
 
     def _pack(self, decoder: Decoder, kind: str) -> kernels.Weights:
