@@ -24,9 +24,10 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class DaemonConfig:
-    """`max_sequences` run at once; `step_tokens` is a step's budget; `kv_bytes` caps the KV cache on the device and
-    `host_kv_bytes` what host memory keeps of it, 0 is a share of the free memory; `static_window_ms` is how long a
-    static batch gathers; `kv_handover` is where KV waits for the next daemon, None nowhere."""
+    """`max_sequences` run at once; `step_tokens` is a step's budget; `memory_bytes` is what models may use of the device,
+    `kv_bytes` caps the KV cache of one there; host memory keeps `host_kv_bytes` of KV and `host_weights_bytes` of models
+    that were unloaded; 0 is a share of the free memory; `static_window_ms` is how long a static batch gathers;
+    `kv_handover` is where KV waits for the next daemon, None nowhere."""
 
     worker_id: str
     host: str
@@ -39,8 +40,10 @@ class DaemonConfig:
     max_sequences: int = 32
     max_model_len: int = 8192
     step_tokens: int = 512
+    memory_bytes: int = 0
     kv_bytes: int = 0
     host_kv_bytes: int = 0
+    host_weights_bytes: int = 0
     int8: bool = False
     static_window_ms: int = 20
     drain_seconds: float = 8.0
@@ -63,8 +66,15 @@ def from_arguments(arguments: list[str]) -> DaemonConfig:
     parser.add_argument("--max-model-len", type=int, default=8192, help="longest sequence, in tokens")
     parser.add_argument("--step-tokens", type=int, default=512, help="token budget of one step")
     parser.add_argument(
-        "--kv-bytes", type=int, default=0, help="cap of a model's KV cache on the device; 0 is a share of what is free"
+        "--memory-bytes", type=int, default=0, help="what models may use of the device; 0 is a GPU's memory, half of a CPU's"
     )
+    parser.add_argument(
+        "--kv-bytes", type=int, default=0, help="cap of a model's KV cache on the device; 0 is a quarter of the device's"
+    )
+    parser.add_argument(
+        "--host-weights-bytes", type=int, default=0,
+        help="cap of unloaded models kept in host memory; 0 is a quarter of the free, below 0 is none",
+    )  # fmt: skip
     parser.add_argument(
         "--host-kv-bytes", type=int, default=0, help="cap of the KV kept in host memory; 0 is a quarter of the free"
     )

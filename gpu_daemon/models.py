@@ -1,10 +1,14 @@
-"""The models of this daemon: loaded, joined, unloaded. One load at a time; a failure leaves what serves serving."""
+"""The models of this daemon: loaded, joined, unloaded. One load at a time; a failure leaves what serves serving.
+
+What does not fit the budget is refused. A model that is unloaded stays in host memory while there is room, and comes back
+from there without its files being read again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +17,8 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import psutil
 
-from gpu_daemon.check_folder import UnsafeFolder, check_folder
+from gpu_daemon.budget import Budget
+from gpu_daemon.building import build, conditions, find_device, grammars_of, out_of_memory
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.grammar import GrammarCompiler
@@ -27,7 +32,10 @@ from gpu_daemon.engine.task import Task, TaskRunner
 from gpu_daemon.engine.task_engine import TaskEngine
 from gpu_daemon.engine.turns import DeviceTurns
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
+from gpu_daemon.folders import Folder, Folders, require_name
+from gpu_daemon.host_weights import HostWeights, Kept
 from gpu_daemon.sessions import Sessions
+from gpu_daemon.sizing import estimate
 
 if TYPE_CHECKING:
     from gpu_daemon.runners.parallel import Group
@@ -35,7 +43,8 @@ if TYPE_CHECKING:
     from gpu_daemon.runners.torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+KV_SHARE = 4  # of the budget, a quarter is one model's KV at most, unless it is said otherwise
+RESCAN_SECONDS = 2.0
 
 
 @runtime_checkable
@@ -62,7 +71,7 @@ AnyEngine: TypeAlias = Engine | StaticEngine | TaskEngine
 
 @dataclass(slots=True)
 class Resident:
-    """One model in memory, or on its way there or out."""
+    """One model in memory, or on its way there or out. Sizes are in bytes: `kv` is granted, `measured` is its peak."""
 
     name: str
     kind: EngineKind = EngineKind.CONTINUOUS
@@ -70,10 +79,16 @@ class Resident:
     stage: str = "reading"
     progress: float = 0.0
     error: str = ""
+    kv_bytes: int = 0
+    measured_bytes: int = 0
     runner: AnyRunner | None = None
     engine: AnyEngine | None = None
     grammars: GrammarCompiler | None = None  # None: the model's folder has no tokenizer
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def idle_seconds(self) -> float:
+        return time.monotonic() - self.engine.load.used_at if self.engine is not None else 0.0
 
     @property
     def text_runner(self) -> TextRunner:
@@ -98,6 +113,18 @@ class Resident:
         self.engine.submit(tasks)
 
 
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that can be run: what a load brings, and what stays of it in host memory."""
+
+    runner: AnyRunner
+    grammars: GrammarCompiler | None
+    measured_bytes: int
+
+    def close(self) -> None:
+        self.runner.close()
+
+
 class Models:
     """Owns every Resident. Lives on the event loop; loading runs in a thread."""
 
@@ -107,10 +134,33 @@ class Models:
         self.group = group  # the ranks that models are split over, if any
         self._lock = asyncio.Lock()
         self._turns = DeviceTurns()
+        free = psutil.virtual_memory().available
         self.residents: dict[str, Resident] = {}
+        self.folders: list[Folder] = []
+        self.measured: dict[str, int] = {}  # the largest peak of each model so far
+        self.news = asyncio.Event()  # set, and replaced, whenever a resident changes
         self.device = "?" if group is None else str(group.device)
-        self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
+        self.budget = Budget(0)
+        self.host_memory = HostMemory(config.host_kv_bytes or free // 4)
         self.sessions = Sessions(config.kv_handover, config.token, self.host_memory)
+        self.asleep: HostWeights[Loaded] = HostWeights(max(0, config.host_weights_bytes or free // 4))
+        self._prepared = asyncio.create_task(self._prepare(), name="prepare")
+        self._rescan = asyncio.create_task(self._look_again(), name="folders")
+
+    async def _prepare(self) -> Folders:
+        """Learns what the device is, which takes torch, which takes seconds to come in."""
+        self.device, total = await asyncio.to_thread(find_device, self._config, self.group)
+        self.budget.total = self._config.memory_bytes or total
+        return Folders(self._config.models_dir, conditions(self._config, self.device))
+
+    async def _look_again(self) -> None:
+        folders = await self._prepared
+        while True:
+            try:
+                self.folders = await asyncio.to_thread(folders.scan)
+            except OSError as error:
+                _LOG.warning("the models directory cannot be read: %s", error.strerror)
+            await asyncio.sleep(RESCAN_SECONDS)
 
     def ready(self, name: str) -> Resident:
         """Raises ModelNotReady."""
@@ -122,8 +172,7 @@ class Models:
     def start_load(self, name: str, kind: EngineKind = EngineKind.CONTINUOUS) -> Resident:
         """Begins to load a model, or joins the load that is under way. Raises InvalidCommand for a name like no folder, and
         LoadFailed for a model that is here under the other engine."""
-        if not _NAME.fullmatch(name):
-            raise InvalidCommand("a model's name is small letters, digits, dots, dashes and underscores")
+        require_name(name)
         if self.group is not None and kind is EngineKind.STATIC:
             raise LoadFailed(f"{name}: the static engine runs on one device, not on a tensor-parallel group")
         resident = self.residents.get(name)
@@ -136,45 +185,58 @@ class Models:
         return resident
 
     async def _load(self, resident: Resident) -> None:
+        async with self._lock:
+            try:
+                await self._bring(resident, await self._prepared)
+            except LoadFailed as error:
+                await self._failed(resident, str(error))
+            except Exception as error:
+                reason = "out of memory" if out_of_memory(error) else f"loading failed ({type(error).__name__})"
+                await self._failed(resident, reason)
+                raise
+            else:
+                await self._change(resident, state="ready", stage="ready", progress=1.0)
+
+    async def _failed(self, resident: Resident, reason: str) -> None:
+        self.budget.release(resident.name)
+        await self._change(resident, state="failed", error=reason)
+
+    async def _bring(self, resident: Resident, folders: Folders) -> None:
+        """From host memory or from disk, within the budget. Raises LoadFailed."""
+        folder = folders.path(resident.name)
+        size = await asyncio.to_thread(estimate, folder, conditions(self._config, self.device, resident.kind))
+        wanted = self._config.kv_bytes or self.budget.total // KV_SHARE
+        resident.kv_bytes = self.budget.reserve(resident.name, size, wanted)
+        loaded = await self._wake(resident, folder) or await self._read(resident, folders, folder)
+        resident.runner, resident.grammars, resident.measured_bytes = loaded.runner, loaded.grammars, loaded.measured_bytes
+        self.measured[resident.name] = max(loaded.measured_bytes, self.measured.get(resident.name, 0))
+        self.budget.settle(resident.name, size.weights + size.activations + resident.kv_bytes)
+        resident.engine = await asyncio.to_thread(self._engine, resident.name, loaded.runner)
+
+    async def _wake(self, resident: Resident, folder: Path) -> Loaded | None:
+        """From host memory; None when it is not there."""
+        if resident.kind is not EngineKind.CONTINUOUS:
+            return None
+        from gpu_daemon.runners.torch_runner import TorchRunner
+
+        asleep = self.asleep.take(resident.name, _written(folder))
+        if asleep is not None:
+            assert isinstance(asleep.runner, TorchRunner)
+            await asyncio.to_thread(asleep.runner.wake, resident.kv_bytes)
+        return asleep
+
+    async def _read(self, resident: Resident, folders: Folders, folder: Path) -> Loaded:
+        """From disk."""
+        await asyncio.to_thread(folders.verify, folder)
         loop = asyncio.get_running_loop()
 
         def report(stage: str, progress: float) -> None:
-            asyncio.run_coroutine_threadsafe(_change(resident, stage=stage, progress=progress), loop)
+            asyncio.run_coroutine_threadsafe(self._change(resident, stage=stage, progress=progress), loop)
 
-        async with self._lock:
-            try:
-                folder = self._config.models_dir / resident.name
-                runner = await asyncio.to_thread(self._build, resident.kind, folder, report)
-                if isinstance(runner, TextRunner):
-                    resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
-                engine = await asyncio.to_thread(self._engine, resident.name, runner)
-            except LoadFailed as error:
-                await _change(resident, state="failed", error=str(error))
-                return
-            except Exception as error:
-                await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
-                raise
-            resident.runner, resident.engine = runner, engine
-            await _change(resident, state="ready", stage="ready", progress=1.0)
-
-    def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> AnyRunner:
-        try:
-            check_folder(folder)
-        except UnsafeFolder as error:
-            raise LoadFailed(str(error)) from None
-        # Imported here, so that the daemon answers its health check while torch is still on its way in.
-        from gpu_daemon.runners.opening import loader_of
-        from gpu_daemon.runners.parallel import Alone
-        from gpu_daemon.runners.torch_runner import pick_device, runner_options, set_threads
-
-        config, group = self._config, self.group or Alone()
-        set_threads(config.threads, group.local_size)
-        self.device = pick_device(config.device, config.place.local_rank)
-        load = loader_of(folder, kind, split=self.group is not None)  # before the other ranks are told
-        options = runner_options(config, self.device, group, group.announce(folder.name))
-        runner = load(folder, options, report)
-        runner.warm()
-        return runner
+        read = partial(build, self._config, self.device, self.group, resident.kind, folder, resident.kv_bytes, report)
+        runner, measured = await asyncio.to_thread(read)
+        grammars = await asyncio.to_thread(grammars_of, folder, runner) if isinstance(runner, TextRunner) else None
+        return Loaded(runner, grammars, measured)
 
     def _engine(self, name: str, runner: AnyRunner) -> AnyEngine:
         from gpu_daemon.runners.static_runner import StaticRunner
@@ -200,10 +262,29 @@ class Models:
     async def unload(self, name: str, grace_seconds: float) -> None:
         """Removes a model once its sequences are done, or the grace is over. Raises ModelNotReady."""
         resident = self.ready(name)
-        await _change(resident, state="unloading")
+        await self._change(resident, state="unloading")
         await _until_idle([resident], grace_seconds)
+        await asyncio.to_thread(self._put_to_sleep, resident)
         del self.residents[name]
-        await asyncio.to_thread(_stop, resident)
+        self.budget.release(name)
+        self._tell()
+
+    def _put_to_sleep(self, resident: Resident) -> None:
+        """Ends its engine; its weights stay in host memory if there is room for them."""
+        from gpu_daemon.runners.torch_runner import TorchRunner
+
+        runner, grammars = resident.runner, resident.grammars
+        whole = isinstance(runner, TorchRunner) and self.group is None and runner.eyes is None
+        if not isinstance(runner, TorchRunner) or not whole or not self.asleep.has_room_for(runner.weight_bytes):
+            _stop(resident)
+            return
+        assert resident.engine is not None
+        resident.engine.stop()
+        runner.sleep()
+        resident.engine = resident.runner = resident.grammars = None
+        asleep = Loaded(runner, grammars, resident.measured_bytes)
+        stamp = _written(self._config.models_dir / resident.name)
+        self.asleep.keep(resident.name, Kept(asleep, runner.weight_bytes, stamp))
 
     async def drain(self, grace_seconds: float) -> bool:
         """Whether everything finished within the grace."""
@@ -211,22 +292,27 @@ class Models:
 
     async def close(self) -> None:
         """Stops every engine; what their caches know is left to the next daemon, where the configuration says so."""
+        for task in (self._prepared, self._rescan):
+            task.cancel()
+        await asyncio.gather(self._prepared, self._rescan, return_exceptions=True)
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
         await asyncio.to_thread(self.sessions.leave)
 
+    async def _change(self, resident: Resident, **values: object) -> None:
+        async with resident.changed:
+            for name, value in values.items():
+                setattr(resident, name, value)
+            resident.changed.notify_all()
+        self._tell()
 
-def _grammars(folder: Path, runner: TextRunner) -> GrammarCompiler | None:
-    """Ids in, ids out holds without a tokenizer; only grammars need to know how tokens are spelled."""
-    try:
-        return GrammarCompiler(folder / "tokenizer.json", runner.vocab_size, runner.eos_ids)
-    except (OSError, ValueError) as error:
-        _LOG.warning("%s takes no grammars: its tokenizer cannot be read (%s)", folder.name, type(error).__name__)
-        return None
+    def _tell(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 def _written(folder: Path) -> int:
     """When the folder's weights were last written: what other weights computed is of no use to these."""
-    return max(path.stat().st_mtime_ns for path in folder.glob("*.safetensors"))
+    return max((path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")), default=0)
 
 
 def _stop(resident: Resident) -> None:
@@ -244,10 +330,3 @@ async def _until_idle(residents: list[Resident], grace_seconds: float) -> bool:
             return False
         await asyncio.sleep(0.05)
     return True
-
-
-async def _change(resident: Resident, **values: object) -> None:
-    async with resident.changed:
-        for name, value in values.items():
-            setattr(resident, name, value)
-        resident.changed.notify_all()

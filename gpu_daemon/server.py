@@ -7,6 +7,7 @@ import hmac
 import itertools
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
@@ -193,8 +194,10 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
     async def WatchStatus(self, request: pb.WatchStatusRequest, context: _Context) -> AsyncIterator[pb.DaemonStatus]:
         interval = min(60.0, max(0.05, request.interval_ms / 1000))
         while True:
+            news = self.models.news
             yield self._status()
-            await asyncio.sleep(interval)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), interval)
 
     def _status(self) -> pb.DaemonStatus:
         memory = psutil.virtual_memory()
@@ -205,7 +208,8 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             name, total, free = device_memory(self.models.device)
         if self.models.group is not None:
             name, (total, free) = f"{self.models.group.size} x {name}", self.models.group.memory
-        models = [wire.model_status(resident) for resident in self.models.residents.values()]
+        held = self.models.budget.held
+        models = [wire.model_status(resident, held.get(resident.name, 0)) for resident in self.models.residents.values()]
         return pb.DaemonStatus(
             worker_id=self._config.worker_id,
             epoch=self._config.epoch,
@@ -217,6 +221,9 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             memory_total_bytes=total,
             memory_free_bytes=free,
             models=models,
+            memory_budget_bytes=self.models.budget.total,
+            memory_reserved_bytes=sum(self.models.budget.held.values()),
+            folders=[wire.folder_message(folder, self.models) for folder in self.models.folders],
         )
 
     # --- Models ---

@@ -11,7 +11,8 @@ from gpu_daemon.engine.picture import Picture
 from gpu_daemon.engine.sequence import Delta, EngineKind, FinishReason, Logprob, Sampling, Sequence
 from gpu_daemon.engine.task import EmbedWork, ImageWork, SpeechWork, Task, TaskRunner, TranscribeWork, VideoWork, Work
 from gpu_daemon.errors import InvalidCommand
-from gpu_daemon.models import Resident, TextRunner
+from gpu_daemon.folders import Folder
+from gpu_daemon.models import Models, Resident, TextRunner
 from protos import inference_pb2 as pb
 
 MAX_CHOICES = 2048  # embeddings come in such crowds
@@ -194,13 +195,27 @@ def _logprob_message(entry: Logprob) -> pb.TokenLogprob:
     return pb.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=top)
 
 
-def model_status(resident: Resident) -> pb.ModelStatus:
+def folder_message(folder: Folder, models: Models) -> pb.ModelFolder:
+    message = pb.ModelFolder(model=folder.name, error=folder.error, in_host_memory=folder.name in models.asleep)
+    message.measured_bytes = measured = models.measured.get(folder.name, 0)
+    if (size := folder.estimate) is not None:
+        message.weight_bytes, message.activation_bytes = size.weights, size.activations
+        message.kv_bytes_per_token, message.need_bytes = size.kv_token, max(size.need, measured)
+    return message
+
+
+def model_status(resident: Resident, held: int) -> pb.ModelStatus:
     status = pb.ModelStatus(
         model=resident.name,
         state=_STATES[resident.state],
         progress=resident.progress,
         error=resident.error,
         engine=_KIND_NUMBERS[resident.kind],
+        stage=resident.stage,
+        resident_bytes=held,
+        kv_bytes=resident.kv_bytes,
+        measured_bytes=resident.measured_bytes,
+        idle_ms=int(resident.idle_seconds * 1000),
     )
     if resident.engine is not None and resident.runner is not None:
         load, runner = resident.engine.load, resident.runner

@@ -60,6 +60,7 @@ class Env(BaseSettings):
     max_attempts: int = 2
     batch_window_ms: int = Field(4, description="how long the collector may hold a request while its workers are nearly full")
     batch_max_cost_ms: int = Field(2_000, description="predicted work that closes the collector's window early, at full load")
+    affinity_ms: int = Field(300_000, description="how long a worker is remembered by the beginnings of prompts it took")
     events_ttl_ms: int = Field(600_000, description="how long a finished request's events can be read again")
 
     # Durable jobs.
@@ -71,7 +72,11 @@ class Env(BaseSettings):
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
     models_dir: Path = VAR_DIR / "models"
     demo_models: str = Field("smollm2-135m", description="what `manage.py up` brings: names with commas, or all")
-    worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
+    worker_timeout_ms: int = Field(4_000, description="a worker silent, or stuck, for this long is out of routing")
+    load_on_demand: bool = Field(True, description="load enabled models that requests ask for, placed or not")
+    model_idle_seconds: int = Field(600, description="a model that is not placed is unloaded when unused for so long; 0: never")
+    model_residency_ms: int = Field(5_000, description="how long a loaded model stays at least")
+    model_turn_ms: int = Field(20_000, description="how long a model starves before one that is asked for too gives way")
 
     @property
     def classes(self) -> dict[Priority, ClassLimits]:

@@ -645,6 +645,9 @@ class DaemonStatus(_message.Message):
     MEMORY_TOTAL_BYTES_FIELD_NUMBER: _builtins.int
     MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     MODELS_FIELD_NUMBER: _builtins.int
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_RESERVED_BYTES_FIELD_NUMBER: _builtins.int
+    FOLDERS_FIELD_NUMBER: _builtins.int
     worker_id: _builtins.str
     epoch: _builtins.int
     step: _builtins.int
@@ -657,8 +660,15 @@ class DaemonStatus(_message.Message):
     draining: _builtins.bool
     memory_total_bytes: _builtins.int
     memory_free_bytes: _builtins.int
+    memory_budget_bytes: _builtins.int
+    """What models may use of the device, and what those here have of it: weights, activations and KV."""
+    memory_reserved_bytes: _builtins.int
     @_builtins.property
     def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelStatus]: ...
+    @_builtins.property
+    def folders(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelFolder]:
+        """What could be loaded here."""
+
     def __init__(
         self,
         *,
@@ -672,14 +682,62 @@ class DaemonStatus(_message.Message):
         memory_total_bytes: _builtins.int = ...,
         memory_free_bytes: _builtins.int = ...,
         models: _abc.Iterable[Global___ModelStatus] | None = ...,
+        memory_budget_bytes: _builtins.int = ...,
+        memory_reserved_bytes: _builtins.int = ...,
+        folders: _abc.Iterable[Global___ModelFolder] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_name", b"device_name", "draining", b"draining", "epoch", b"epoch", "memory_free_bytes", b"memory_free_bytes", "memory_total_bytes", b"memory_total_bytes", "mode", b"mode", "models", b"models", "step", b"step", "worker_id", b"worker_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "device_name", b"device_name", "draining", b"draining", "epoch", b"epoch", "folders", b"folders", "memory_budget_bytes", b"memory_budget_bytes", "memory_free_bytes", b"memory_free_bytes", "memory_reserved_bytes", b"memory_reserved_bytes", "memory_total_bytes", b"memory_total_bytes", "mode", b"mode", "models", b"models", "step", b"step", "worker_id", b"worker_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___DaemonStatus: _TypeAlias = DaemonStatus  # noqa: Y015
+
+@_typing.final
+class ModelFolder(_message.Message):
+    """A folder in the daemon's models directory, with what it would take to load it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    WEIGHT_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_PER_TOKEN_FIELD_NUMBER: _builtins.int
+    ACTIVATION_BYTES_FIELD_NUMBER: _builtins.int
+    NEED_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_BYTES_FIELD_NUMBER: _builtins.int
+    IN_HOST_MEMORY_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
+    model: _builtins.str
+    weight_bytes: _builtins.int
+    kv_bytes_per_token: _builtins.int
+    activation_bytes: _builtins.int
+    need_bytes: _builtins.int
+    """What must be free: weights, activations and the least KV; at least what was measured when it was here before."""
+    measured_bytes: _builtins.int
+    in_host_memory: _builtins.bool
+    """Its weights are kept in host memory: loading it is quick."""
+    error: _builtins.str
+    """Why it cannot be loaded; empty when it can."""
+    def __init__(
+        self,
+        *,
+        model: _builtins.str = ...,
+        weight_bytes: _builtins.int = ...,
+        kv_bytes_per_token: _builtins.int = ...,
+        activation_bytes: _builtins.int = ...,
+        need_bytes: _builtins.int = ...,
+        measured_bytes: _builtins.int = ...,
+        in_host_memory: _builtins.bool = ...,
+        error: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["activation_bytes", b"activation_bytes", "error", b"error", "in_host_memory", b"in_host_memory", "kv_bytes_per_token", b"kv_bytes_per_token", "measured_bytes", b"measured_bytes", "model", b"model", "need_bytes", b"need_bytes", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelFolder: _TypeAlias = ModelFolder  # noqa: Y015
 
 @_typing.final
 class ModelStatus(_message.Message):
@@ -701,6 +759,11 @@ class ModelStatus(_message.Message):
     FORWARD_SHARE_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     VOICES_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
+    KV_BYTES_FIELD_NUMBER: _builtins.int
+    MEASURED_BYTES_FIELD_NUMBER: _builtins.int
+    IDLE_MS_FIELD_NUMBER: _builtins.int
     model: _builtins.str
     state: Global___ModelState.ValueType
     progress: _builtins.float
@@ -717,6 +780,15 @@ class ModelStatus(_message.Message):
     forward_share: _builtins.float
     """Of the wall time between busy steps, the share inside the model's forward pass."""
     engine: Global___EngineKind.ValueType
+    stage: _builtins.str
+    """of a load: as in LoadProgress"""
+    resident_bytes: _builtins.int
+    """Its part of memory_reserved_bytes, and how much of that is KV."""
+    kv_bytes: _builtins.int
+    measured_bytes: _builtins.int
+    """The most that weights and activations took while it was loaded and its largest step was run."""
+    idle_ms: _builtins.int
+    """Since a sequence last ran or waited."""
     @_builtins.property
     def voices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -738,10 +810,15 @@ class ModelStatus(_message.Message):
         forward_share: _builtins.float = ...,
         engine: Global___EngineKind.ValueType = ...,
         voices: _abc.Iterable[_builtins.str] | None = ...,
+        stage: _builtins.str = ...,
+        resident_bytes: _builtins.int = ...,
+        kv_bytes: _builtins.int = ...,
+        measured_bytes: _builtins.int = ...,
+        idle_ms: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms_per_token", b"decode_ms_per_token", "engine", b"engine", "error", b"error", "forward_share", b"forward_share", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "max_model_len", b"max_model_len", "max_running", b"max_running", "model", b"model", "prefill_ms_per_token", b"prefill_ms_per_token", "progress", b"progress", "running", b"running", "state", b"state", "voices", b"voices", "waiting", b"waiting", "weight_bytes", b"weight_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode_ms_per_token", b"decode_ms_per_token", "engine", b"engine", "error", b"error", "forward_share", b"forward_share", "idle_ms", b"idle_ms", "kv_blocks_free", b"kv_blocks_free", "kv_blocks_total", b"kv_blocks_total", "kv_bytes", b"kv_bytes", "max_model_len", b"max_model_len", "max_running", b"max_running", "measured_bytes", b"measured_bytes", "model", b"model", "prefill_ms_per_token", b"prefill_ms_per_token", "progress", b"progress", "resident_bytes", b"resident_bytes", "running", b"running", "stage", b"stage", "state", b"state", "voices", b"voices", "waiting", b"waiting", "weight_bytes", b"weight_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -755,7 +832,9 @@ class LoadModelRequest(_message.Message):
     EPOCH_FIELD_NUMBER: _builtins.int
     ENGINE_FIELD_NUMBER: _builtins.int
     model: _builtins.str
-    """The name of a folder in the daemon's models directory; anything but [a-z0-9._-] is INVALID_ARGUMENT."""
+    """The name of a folder in the daemon's models directory, NAME or NAME@REVISION; anything but [a-z0-9._-] around an @ is
+    INVALID_ARGUMENT. One that does not fit what is free of the budget is FAILED_PRECONDITION.
+    """
     epoch: _builtins.int
     engine: Global___EngineKind.ValueType
     """Not said: continuous. A model that is here under the other engine is FAILED_PRECONDITION: unload it first."""

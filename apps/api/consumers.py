@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from typing import Any
 
 from apps.api import intake
@@ -115,7 +114,7 @@ class ChatConsumer(ApiSocket):
         try:
             async for item in services.progress(request_id, after=after):
                 if isinstance(item, Progress):
-                    await self.send_frame({"type": "queue", "id": client_id, **dataclasses.asdict(item)})
+                    await self.send_frame({"type": "queue", "id": client_id, **item.body})
                     continue
                 if isinstance(item[1], RequestFinished) and answer is not None:
                     await answer.finish(item[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -44,7 +43,7 @@ def failure(finished: RequestFinished) -> ServiceError | None:
         return InvalidRequest("The answer's schema is too complex to be enforced.", code="invalid_schema")
     if code == "invalid_command":
         return InvalidRequest("The model cannot do what was asked.", code="invalid_value")
-    if code == "worker_lost":
+    if code in ("worker_lost", "model_load_failed"):
         return Unavailable(message, code=code)
     return ServiceError(message, code=code)
 
@@ -131,7 +130,7 @@ class Renderer:
     def step(self, event: Event | Progress) -> Iterable[Body]:
         """The chunk of an event. Where the request stands comes to those who asked for it, and so does usage at the end."""
         if isinstance(event, Progress):
-            return [{**self._chunk([]), "queue": dataclasses.asdict(event)}]
+            return [{**self._chunk([]), "queue": event.body}]
         if isinstance(event, RequestFinished):
             return [{**self._chunk([]), "usage": usage_body(event.usage)}] if self._include_usage else []
         return [] if isinstance(event, MediaDelta) else [self._chunk([self._chunk_choice(event)])]

@@ -289,7 +289,11 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class ResidentModel:
-    """A model in a worker's memory. The `_ms` figures are measured by the worker and feed the cost model."""
+    """A model in a worker's memory. The `_ms` figures are measured by the worker and feed the cost model.
+
+    `resident_bytes` is what it has of the worker's budget, `kv_bytes` of that for KV; `measured_bytes` is the peak of its
+    weights and activations.
+    """
 
     model: str
     state: str  # "loading", "ready", "unloading", "failed"
@@ -307,11 +311,47 @@ class ResidentModel:
     forward_share: float = 0.0  # of a busy engine's wall time, inside the forward pass
     engine: str = "continuous"  # or "static"
     voices: tuple[str, ...] = ()
+    revision: str = ""  # of the model's weights
+    stage: str = ""  # of the load: "reading", "building", "warming"
+    resident_bytes: int = 0
+    kv_bytes: int = 0
+    measured_bytes: int = 0
+    idle_ms: int = 0  # since a sequence last ran or waited
+
+    @property
+    def folder(self) -> str:
+        return folder_of(self.model, self.revision)
+
+    @property
+    def in_flight(self) -> int:
+        return self.running + self.waiting
+
+
+def folder_of(model: str, revision: str) -> str:
+    """What a revision of a model is called on disk, and by a daemon."""
+    return f"{model}@{revision}" if revision else model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """What a worker could load: `model` is the folder's name, NAME or NAME@REVISION. `need_bytes` must be free for it."""
+
+    model: str
+    weight_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    activation_bytes: int = 0
+    need_bytes: int = 0
+    measured_bytes: int = 0
+    in_host_memory: bool = False
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """A worker's self-reported load, as the router sees it."""
+    """A worker's self-reported load, as the router sees it.
+
+    The last two are the controller's: models that would be loaded here if they were asked for, and why others would not.
+    """
 
     worker_id: str
     address: str
@@ -324,8 +364,14 @@ class WorkerSnapshot:
     memory_free_bytes: int
     models: tuple[ResidentModel, ...] = ()
     seen_ms: int = 0
+    memory_budget_bytes: int = 0
+    memory_reserved_bytes: int = 0
+    folders: tuple[ModelFolder, ...] = ()
+    loadable: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
 
     def resident(self, model: str) -> ResidentModel | None:
+        """The first of the model's revisions: the controller puts the one to be used first."""
         return next((m for m in self.models if m.model == model), None)
 
 

@@ -16,6 +16,7 @@ from apps.core.types import (
     FinishReason,
     ImageWork,
     InferenceRequest,
+    ModelFolder,
     ResidentModel,
     SequenceDelta,
     SpeechWork,
@@ -34,6 +35,7 @@ SILENCE_SECONDS = 5.0  # without a status, at the usual interval
 MAX_TOKEN_ID = 1 << 24  # beyond any vocabulary; which ids a model has, its tokenizer knows
 MAX_NAME_LENGTH = 100  # of request ids, workers and models
 MAX_VOICES = 256
+MAX_FOLDERS = 1000
 STATES = {
     pb.MODEL_STATE_LOADING: "loading",
     pb.MODEL_STATE_READY: "ready",
@@ -159,6 +161,7 @@ class ExecuteStream:
         self,
         request: InferenceRequest,
         *,
+        folder: str = "",
         attempt: int,
         epoch: int,
         done: Mapping[int, tuple[Sequence[int], int]],
@@ -166,12 +169,13 @@ class ExecuteStream:
         timeout_ms: int,
         cache_salt: bytes,
     ) -> None:
-        """Starts the choices in `done`, each from the tokens or units it already has; `attachments` are the blobs."""
+        """Starts the choices in `done`, each from the tokens or units it already has; `attachments` are the blobs, and `folder`
+        names the model's revision."""
         choices = [_choice(request, index, tokens, units) for index, (tokens, units) in done.items()]
         submit = pb.Submit(
             request_id=request.id,
             attempt=attempt,
-            model=request.model,
+            model=folder or request.model,
             choices=choices,
             sampling=_sampling(request),
             timeout_ms=timeout_ms,
@@ -320,12 +324,30 @@ def _snapshot(message: pb.DaemonStatus) -> WorkerSnapshot:
         memory_total_bytes=message.memory_total_bytes,
         memory_free_bytes=message.memory_free_bytes,
         models=tuple(_resident(entry) for entry in message.models),
+        memory_budget_bytes=message.memory_budget_bytes,
+        memory_reserved_bytes=message.memory_reserved_bytes,
+        folders=tuple(_folder(entry) for entry in message.folders[:MAX_FOLDERS]),
+    )
+
+
+def _folder(message: pb.ModelFolder) -> ModelFolder:
+    return ModelFolder(
+        model=_words(message.model, MAX_NAME_LENGTH + 41),
+        weight_bytes=message.weight_bytes,
+        kv_bytes_per_token=message.kv_bytes_per_token,
+        activation_bytes=message.activation_bytes,
+        need_bytes=message.need_bytes,
+        measured_bytes=message.measured_bytes,
+        in_host_memory=message.in_host_memory,
+        error=_words(message.error, 200),
     )
 
 
 def _resident(message: pb.ModelStatus) -> ResidentModel:
+    model, _, revision = _words(message.model, MAX_NAME_LENGTH + 41).partition("@")
     return ResidentModel(
-        model=_words(message.model, MAX_NAME_LENGTH),
+        model=model,
+        revision=revision,
         state=STATES.get(message.state, "failed"),
         progress=_share(message.progress),
         error=_words(message.error, 200),
@@ -341,4 +363,9 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         forward_share=_measure(message.forward_share),
         engine="static" if message.engine == pb.ENGINE_KIND_STATIC else "continuous",
         voices=tuple(_words(voice, MAX_NAME_LENGTH) for voice in message.voices[:MAX_VOICES]),
+        stage=_words(message.stage, 20),
+        resident_bytes=message.resident_bytes,
+        kv_bytes=message.kv_bytes,
+        measured_bytes=message.measured_bytes,
+        idle_ms=message.idle_ms,
     )

@@ -12,6 +12,7 @@ from django.conf import settings
 
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
+from apps.fleet.manager import Policy
 from apps.fleet.models import Model, Worker
 from apps.fleet.weights import is_here, is_tiny
 
@@ -88,11 +89,11 @@ def _card(model: Model) -> ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """One placement: the row, the model's name, and the engine it is to run under."""
+    """One placement: the row, and the model's name."""
 
     id: int
     model: str
-    engine: str = "continuous"
+    is_pinned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,17 @@ def assignments() -> dict[int, Assignment]:
     return {worker.pk: _assignment(worker) for worker in workers}
 
 
+def policies() -> dict[str, Policy]:
+    """How each enabled model is to be held, by name."""
+    return {model.name: _policy(model) for model in Model.objects.filter(is_enabled=True)}
+
+
+def _policy(model: Model) -> Policy:
+    own = model.idle_unload_seconds
+    return Policy(model.name, model.engine, model.revision, settings.ENV.model_idle_seconds if own is None else own)
+
+
 def _assignment(worker: Worker) -> Assignment:
     placed = sorted(worker.placements.all(), key=lambda placement: (not placement.is_pinned, placement.pk))
-    placements = tuple(PlacedModel(p.pk, p.model.name, p.model.engine) for p in placed if p.model.is_enabled)
+    placements = tuple(PlacedModel(p.pk, p.model.name, p.is_pinned) for p in placed if p.model.is_enabled)
     return Assignment(worker.pk, worker.name, worker.address, worker.host_id, placements)

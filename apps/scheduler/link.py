@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 
 from django.conf import settings
@@ -25,6 +26,8 @@ from apps.scheduler.running import RunningMedia, RunningRequest, RunningText
 RECONNECT_SECONDS = 0.5
 # Engine failures that another attempt may not meet.
 _WORTH_RETRYING = frozenset({"out_of_memory", "model_not_ready", "engine_error", "draining"})
+# Of those, the ones that are nobody's fault: the model left between the choice of the worker and the request's arrival.
+_UNLOADED = frozenset({"model_not_ready", "draining"})
 _LOG = logging.getLogger(__name__)
 
 
@@ -35,6 +38,7 @@ class WorkerLink:
         self.worker = worker
         self.running: dict[str, RunningRequest] = {}
         self.sequences = 0  # of every dispatcher, on this worker
+        self.left: dict[str, float] = {}  # models that were found unloaded, by time.monotonic()
         self._meter = Meter()
         self._redis = redis
         self._on_free = on_free
@@ -75,6 +79,7 @@ class WorkerLink:
             return  # The link broke meanwhile: _run gives this back with the rest.
         await self._stream.submit(
             request,
+            folder=self._folder_of(request.model),
             attempt=lease.attempt,
             epoch=self.worker.epoch,
             done={choice: (running.tokens(choice), running.units(choice)) for choice in sorted(running.open)},
@@ -82,6 +87,11 @@ class WorkerLink:
             timeout_ms=lease.timeout_ms,
             cache_salt=f"{request.org_id}{request.salt and ':'}{request.salt}".encode(),
         )
+
+    def _folder_of(self, model: str) -> str:
+        """The revision that this worker is to run, by the latest word of it."""
+        resident = self.worker.resident(model)
+        return model if resident is None else resident.folder
 
     async def _published(self, request_id: str) -> list[Event]:
         entries = await self._redis.xrange(f"events:{request_id}")
@@ -165,7 +175,9 @@ class WorkerLink:
     async def _fail(self, running: RunningRequest, code: str) -> None:
         attempt = running.lease.attempt
         if code in _WORTH_RETRYING:
-            await queue.requeue(self._redis, [(running.id, attempt)], blame=True)
+            if code in _UNLOADED:
+                self.left[running.lease.request.model] = time.monotonic()
+            await queue.requeue(self._redis, [(running.id, attempt)], blame=code not in _UNLOADED)
         else:
             message = "The worker could not run this request."
             await queue.finish(self._redis, running.id, Outcome.FAILED, attempt=attempt, code=code, message=message)

@@ -69,7 +69,7 @@ async def submit(
 async def _submit(
     redis: Redis, request: InferenceRequest, principal: Principal, attachments: Mapping[str, bytes]
 ) -> RateLimitState:
-    workers = await _ready_workers(redis, request.model)
+    workers = await _able_workers(redis, request.model)
     ttl_ms = settings.ENV.classes[request.priority].total_timeout_ms + settings.ENV.lease_ms
     pace = await queue.pace(redis, request.model, len(workers))
     state = await _reserve(redis, request, principal, ttl_ms, pace)
@@ -115,19 +115,19 @@ async def _shortest_context(model: str) -> int:
 _shortest: TtlCache[str, int] = TtlCache(_shortest_context, seconds=1.0, entries=100)
 
 
-async def _ready_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
-    """The live workers that can run the model now. Raises Unavailable when there is none."""
-    workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
-    ready = [w for w in workers if not w.draining and (held := w.resident(model)) and held.state == "ready"]
-    if not ready:
-        cards = await model_cards()
-        state = (
-            await registry.availability(redis, cards[model], timeout_ms=settings.ENV.worker_timeout_ms)
-            if model in cards
-            else "not_loaded"
-        )
-        raise absence_refusal("not_loaded" if state == "ready" else state, model)
-    return ready
+async def _able_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
+    """The live workers that can run the model now; when there are none, those that are loading it or would. Raises
+    Unavailable when there are none of those either."""
+    workers = [w for w in await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms) if not w.draining]
+    state, reason = registry.state_of(model, workers)
+    if state == "ready":
+        return [w for w in workers if (held := w.resident(model)) and held.state == "ready"]
+    if state in ("loading", "on_demand"):
+        return [w for w in workers if w.resident(model) is not None or model in w.loadable]
+    card = (await model_cards()).get(model)
+    if state == "not_loaded" and card is not None and not card.has_weights:
+        state = "no_weights"
+    raise absence_refusal(state, model, reason)
 
 
 async def refuse(*, request_id: str, org_id: str, key_id: str, model: str, error: ServiceError) -> None:
@@ -139,7 +139,7 @@ async def estimate(request: InferenceRequest) -> Estimate:
     """What the request would cost, and when it would start and end, were it sent now. Raises Unavailable."""
     redis = shared()
     with _redis_errors():
-        workers = await _ready_workers(redis, request.model)
+        workers = await _able_workers(redis, request.model)
         model = await costs.to_price_by(redis, request.model, workers)
         lanes, busy = await queue.depths(redis)
         pace = await queue.pace(redis, request.model, len(workers))
@@ -206,7 +206,10 @@ async def _progress(request_id: str) -> Progress | None:
         status = await queue.status(redis, request_id)
         if status is None or not status.lane:
             return None
-        return forecast.progress(status, pace=await _pace(redis, status.fields["lane"]))
+        lane = status.fields["lane"]
+        workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
+        pace = await queue.pace(redis, lane, sum(worker.resident(lane) is not None for worker in workers))
+        return forecast.progress(status, pace=pace, load=forecast.load_of(lane, workers))
     except RedisError:
         return None
 

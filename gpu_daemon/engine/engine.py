@@ -81,6 +81,7 @@ class EngineThread(ABC, Generic[T]):
         self._stopping = False
         self.max_sequences = scheduler.max_sequences
         self.load = load
+        load.used_at = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name=f"engine {name}", daemon=True)
         self._thread.start()
 
@@ -98,13 +99,14 @@ class EngineThread(ABC, Generic[T]):
         self._inbox.put(lambda: self._end_where(lambda s: s.caller == caller))
 
     def stop(self) -> None:
-        """Ends the thread after the step it is in; what was left is cancelled."""
+        """Ends the thread after the step it is in; what was left can go on elsewhere."""
         self._inbox.put(self._stop)
         self._thread.join(timeout=30)
 
     def _stop(self) -> None:
         self._stopping = True
-        self._end_where(lambda _: True)
+        for sequence in self._scheduler.sequences():
+            self._end(sequence, FinishReason.FAILED, "draining")
 
     # --- The loop ---
 
@@ -158,6 +160,8 @@ class EngineThread(ABC, Generic[T]):
         """One call across threads for all that the step did."""
         deltas, self._ended = [*self._ended, *deltas], []
         self.load.running, self.load.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        if deltas or self.load.running or self.load.waiting:
+            self.load.used_at = time.monotonic()
         if deltas:
             self._deliver(self.load.step, deltas)
 

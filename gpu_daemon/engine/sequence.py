@@ -156,3 +156,4 @@ class Load:
     decode_ms_per_token: float = 0.0
     forward_share: float = 0.0  # of the wall time between busy steps, inside the model's forward pass
     step: int = 0
+    used_at: float = 0.0  # on the engine's monotonic clock, when a sequence last ran or waited

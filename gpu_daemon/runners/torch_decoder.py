@@ -20,7 +20,7 @@ from torch.nn import functional
 from gpu_daemon.runners.batch import Batch
 from gpu_daemon.runners.cache_shapes import RowLayout
 from gpu_daemon.runners.parallel import Alone
-from gpu_daemon.runners.weights import Decoder, Layer
+from gpu_daemon.runners.weights import Decoder, Layer, moved
 
 _LOG = logging.getLogger(__name__)
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -53,12 +53,16 @@ class TorchDecoder:
         self.length = length
         self.group = group or Alone()
         self.layout = RowLayout(decoder.dtype)
-        # One block more than is handed out: rows that only fill a bucket write there.
-        shape = (len(decoder.layers), 2, (blocks + 1) * self.block_tokens, decoder.kv_heads, decoder.head_dim)
-        self.cache = _zeros(shape, decoder)
-        self.scratch_place = blocks * self.block_tokens
+        self._new_cache(blocks)
         self.block_bytes = self.cache[:, :, : self.block_tokens].numel() * decoder.dtype.itemsize
-        self._graphs = Graphs(self) if decoder.device.type == "cuda" else None
+
+    def _new_cache(self, blocks: int) -> None:
+        d = self.decoder
+        # One block more than is handed out: rows that only fill a bucket write there.
+        shape = (len(d.layers), 2, (blocks + 1) * self.block_tokens, d.kv_heads, d.head_dim)
+        self.cache = _zeros(shape, d)
+        self.scratch_place = blocks * self.block_tokens
+        self._graphs = Graphs(self) if d.device.type == "cuda" else None
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
@@ -191,6 +195,21 @@ class TorchDecoder:
 
     def _block(self, block: int) -> Tensor:
         return self.cache[:, :, block * self.block_tokens : (block + 1) * self.block_tokens]
+
+    # --- Between an unload and the next load ---
+
+    def sleep(self) -> None:
+        """Lets the cache go, and takes the weights off a GPU."""
+        self._graphs = None
+        self.cache = torch.zeros(0)
+        if self.decoder.device.type == "cuda":
+            self.decoder = moved(self.decoder, lambda weight: weight.to("cpu", copy=True).pin_memory())
+
+    def wake(self, blocks: int) -> None:
+        device = self.decoder.device
+        if device.type == "cuda":
+            self.decoder = moved(self.decoder, lambda weight: weight.to(device, non_blocking=True))
+        self._new_cache(blocks)
 
     def close(self) -> None:
         self._graphs = None

@@ -41,32 +41,38 @@ ARCHITECTURES = {
 }
 Report = Callable[[str, float], None]
 _WARM_TOKENS = 64
+CPU_STRESS_ROWS = 64  # a CPU's activations grow with the rows and nothing else; a full step would take it seconds
 _REPEATS = 3
 transformers.logging.disable_progress_bar()
 
 
 @dataclass(frozen=True, slots=True)
 class RunnerOptions:
-    """`kv_bytes` caps the cache, 0 is a share of the free memory; `threads` counts a CPU's, 0 is one a core."""
+    """`kv_bytes` is for the cache, 0 is a share of the free memory; `threads` counts a CPU's, 0 is one a core; `rows` tokens
+    and `samples` sequences are a step's largest."""
 
     device: str
     max_model_len: int
     kv_bytes: int = 0
     threads: int = 0
     int8: bool = False
+    rows: int = 512
+    samples: int = 32
     compiled: bool = True  # the kernels in runners/cpu; without them torch runs the CPU too
     group: Alone = field(default_factory=Alone)
     model: int = 0  # what the group calls it
 
 
-def runner_options(config: DaemonConfig, device: str, group: Alone, model: int) -> RunnerOptions:
-    """The same on every rank."""
+def runner_options(config: DaemonConfig, device: str, group: Alone, model: int, kv_bytes: int = 0) -> RunnerOptions:
+    """`kv_bytes` is each rank's. The same on every rank but for that, of which the least counts."""
     return RunnerOptions(
         device=device,
         max_model_len=config.max_model_len,
-        kv_bytes=config.kv_bytes,
+        kv_bytes=kv_bytes or config.kv_bytes,
         threads=config.threads,
         int8=config.int8,
+        rows=config.step_tokens if device.startswith("cuda") else min(CPU_STRESS_ROWS, config.step_tokens),
+        samples=config.max_sequences,
         group=group,
         model=model,
     )
@@ -89,8 +95,9 @@ class TorchRunner:
         group = options.group
         decoder = group.together(lambda: take_decoder(model, self.max_model_len, group.size))
         self._sections = len(decoder.sections)
-        self.blocks = group.least(_blocks_that_fit(decoder, options))
-        _require_blocks(self.blocks, decoder, self.max_model_len)
+        self._largest = min(options.rows, self.max_model_len), options.samples
+        self.blocks = group.least(_blocks_that_fit(_block_bytes(decoder), options))
+        _require_blocks(self.blocks, _block_bytes(decoder), self.max_model_len)
         self.decoder = group.together(lambda: self._make(decoder, options))
         self.block_tokens, self.block_bytes = self.decoder.block_tokens, self.decoder.block_bytes
         self.layout: Layout = self.decoder.layout
@@ -132,6 +139,19 @@ class TorchRunner:
         saved = self.save(0)
         self.restore_ms = self._time(lambda: self.restore(0, saved))
 
+    def stress(self) -> None:
+        """Runs the largest step there can be, to see what it takes: one long prompt beside as many sequences as may run."""
+        rows, samples = self._largest
+        blocks = list(range(-(-self.max_model_len // self.block_tokens)))  # shared by all: what they hold is nobody's
+        drawn = Sampling(max_tokens=8, seed=0, temperature=1.0, top_p=0.9)
+        reach = self.max_model_len if self.device.type == "cuda" else rows  # how far back they look costs a CPU only time
+        lengths = [(max(1, rows - samples + 1), 0), *[(reach, reach - 1)] * (min(samples, rows) - 1)]
+        chunks = [
+            Chunk(Sequence(0, "stress", row, 0, [1] * length, length, drawn, blocks=blocks), start, length - start)
+            for row, (length, start) in enumerate(lengths)
+        ]
+        self.run(chunks)
+
     def block_costs(self) -> BlockCosts:
         """What `warm` measured: bringing a block back against computing it."""
         return BlockCosts(restore_ms=self.restore_ms, compute_ms=self.prefill_ms_per_token * self.block_tokens)
@@ -171,6 +191,23 @@ class TorchRunner:
     def restore(self, block: int, saved: torch.Tensor) -> None:
         """Writes a saved block back."""
         self.decoder.restore(block, saved)
+
+    @property
+    def kv_bytes_held(self) -> int:
+        """Of the device's memory: a CPU gives a page of the cache when a token first comes to it."""
+        return self.blocks * self.block_bytes if self.device.type == "cuda" else 0
+
+    def sleep(self) -> None:
+        """Lets the KV cache go, and keeps the weights in host memory. Not of a model that is split over ranks."""
+        assert not isinstance(self.decoder, LeadDecoder)
+        self.decoder.sleep()
+
+    def wake(self, kv_bytes: int) -> None:
+        """Back on the device, with a new cache of `kv_bytes`. Raises LoadFailed when that is too small."""
+        assert not isinstance(self.decoder, LeadDecoder)
+        self.blocks = kv_bytes // self.block_bytes
+        _require_blocks(self.blocks, self.block_bytes, self.max_model_len)
+        self.decoder.wake(self.blocks)
 
     def close(self) -> None:
         """Ends the threads it may have."""
@@ -255,20 +292,20 @@ def _block_bytes(decoder: Decoder) -> int:
     return math.prod(_block_shape(decoder)) * (2 if decoder.device.type == "cuda" else 4)
 
 
-def _blocks_that_fit(decoder: Decoder, options: RunnerOptions) -> int:
+def _blocks_that_fit(block_bytes: int, options: RunnerOptions) -> int:
     """How many blocks the cache may have: by the cap, or by the memory that is free now, which the ranks on a CPU share."""
-    if decoder.device.type == "cuda":
-        free = torch.cuda.mem_get_info(decoder.device)[0] * 8 // 10
+    if options.device.startswith("cuda"):
+        free = torch.cuda.mem_get_info(options.device)[0] * 8 // 10
     else:
         free = psutil.virtual_memory().available // 4 // options.group.local_size
-    return int((options.kv_bytes or free) // _block_bytes(decoder))
+    return int((options.kv_bytes or free) // block_bytes)
 
 
-def _require_blocks(blocks: int, decoder: Decoder, length: int) -> None:
+def _require_blocks(blocks: int, block_bytes: int, length: int) -> None:
     """Raises LoadFailed for fewer than one sequence needs."""
     least = -(-length // BLOCK_TOKENS) + 1
     if blocks < least:
         raise LoadFailed(
-            f"the KV cache needs {least * _block_bytes(decoder)} bytes for one sequence of {length} tokens; "
+            f"the KV cache needs {least * block_bytes} bytes for one sequence of {length} tokens; "
             "give it more (--kv-bytes) or lower --max-model-len"
         )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -64,6 +65,24 @@ class Decoder:
 def _select(tables: tuple[Tensor, ...], positions: Tensor) -> Tensor:
     """Each section's angles at its own positions, side by side."""
     return torch.cat([table[where] for table, where in zip(tables, positions, strict=True)], -1)
+
+
+def moved(decoder: Decoder, move: Callable[[Tensor], Tensor]) -> Decoder:
+    """Every weight through `move`, one that is shared once; `device` stays the one it runs on."""
+    done: dict[int, Tensor] = {}
+
+    def of(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) not in done:
+            done[id(value)] = move(value)
+        return done[id(value)]
+
+    def each(thing: Any) -> dict[str, Any]:
+        return {item.name: of(getattr(thing, item.name)) for item in fields(thing)}
+
+    layers = tuple(Layer(**each(layer)) for layer in decoder.layers)
+    return Decoder(**{**each(decoder), "layers": layers})
 
 
 def take_decoder(model: Any, length: int, ranks: int = 1) -> Decoder:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from django.conf import settings
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandParser
+
+from apps.fleet.services import catalogue_load
 
 
 class Command(BaseCommand):
@@ -17,7 +21,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         call_command("migrate", verbosity=0)
-        call_command("loaddata", "models", verbosity=0)
+        catalogue_load(json.loads((settings.BASE_DIR / "fixtures" / "models.json").read_text()))
         call_command("collectstatic", interactive=False, verbosity=0)
         call_command("bootstrap")
         if options["worker_port"]:

@@ -1,4 +1,4 @@
-"""`manage.py models list | pull | verify | make-tiny | engine`: the catalogue and the weights on this machine."""
+"""`manage.py models list | pull | verify | make-tiny | engine | roll`: the catalogue and the weights on this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from apps.core.errors import InvalidRequest
 from apps.fleet.models import EngineKind, Model
-from apps.fleet.services import model_set_engine
+from apps.fleet.services import model_roll, model_set_engine
 from apps.fleet.weights import (
     PACKAGES,
     RECIPES,
@@ -51,6 +51,9 @@ class Command(BaseCommand):
         engine = actions.add_parser("engine", help="batch a model's requests continuously, or statically to compare")
         engine.add_argument("name")
         engine.add_argument("kind", choices=EngineKind.values)
+        roll = actions.add_parser("roll", help="have the workers go over to another revision's weights, one by one")
+        roll.add_argument("name")
+        roll.add_argument("--revision", required=True, help='the folder NAME@REVISION on the workers; "" is the folder NAME')
 
     def handle(self, *args: Any, **options: Any) -> None:
         getattr(self, f"_{options['action'].replace('-', '_')}")(options)
@@ -95,6 +98,14 @@ class Command(BaseCommand):
         except InvalidRequest as error:
             raise CommandError(error.message) from None
         self.stdout.write(f"{options['name']}: {options['kind']}; workers that hold it go over within seconds")
+
+    def _roll(self, options: dict[str, Any]) -> None:
+        name, revision = options["name"], options["revision"]
+        try:
+            model_roll(name=name, revision=revision)
+        except InvalidRequest as error:
+            raise CommandError(error.message) from None
+        self.stdout.write(f"{name}: revision {revision or 'of the folder without one'}; workers go over one by one")
 
     def _with_progress(self, work: Callable[[str, Path, Report], None], name: str) -> None:
         columns = (

@@ -1,16 +1,34 @@
-"""`manage.py fleet list | add-host | add-worker | remove-worker`: machines and daemons, added while serving."""
+"""`manage.py fleet list | add-host | add-worker | remove-worker | export | plan FILE | apply FILE`: machines, daemons, what is
+placed on them, and who may use how much, changed while serving.
+
+It is here because the file of `export` spans apps that do not know each other.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import sys
+from pathlib import Path
 from typing import Any
 
+from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import transaction
 from rich.console import Console
 from rich.table import Table
 
+from apps.accounts.declaration import SECTIONS as ACCOUNTS
+from apps.core.declared import Change, DeclarationError, Entry, apply, changes, export, parse
 from apps.core.errors import InvalidRequest
+from apps.core.redis import connect
+from apps.core.types import WorkerSnapshot
+from apps.fleet import registry
+from apps.fleet.declaration import SECTIONS as FLEET
+from apps.fleet.declaration import effect
 from apps.fleet.models import Host, Worker
 from apps.fleet.services import host_add, worker_add
+
+SECTIONS = (*FLEET, *ACCOUNTS)
 
 
 class Command(BaseCommand):
@@ -28,6 +46,12 @@ class Command(BaseCommand):
         worker.add_argument("--port", type=int, required=True)
         worker.add_argument("--model", action="append", default=[], help="place this model on it; may be repeated")
         actions.add_parser("remove-worker", help="forget a daemon").add_argument("name")
+        actions.add_parser("export", help="print all of it, and plans and limits, as a file for plan and apply")
+        for name, help_text in (
+            ("plan", "say what a file would change, and its effect"),
+            ("apply", "make it as the file says"),
+        ):
+            actions.add_parser(name, help=help_text).add_argument("file", help="as export prints it; - is standard input")
 
     def handle(self, *args: Any, **options: Any) -> None:
         action = getattr(self, "_" + options["action"].replace("-", "_"))
@@ -59,3 +83,42 @@ class Command(BaseCommand):
             placed = ", ".join(f"{p.model} ({p.model.engine}, {p.state})" for p in worker.placements.all())
             table.add_row(worker.name, worker.host.name, worker.address, worker.status, placed)
         Console().print(table)
+
+    # --- As code ---
+
+    def _export(self, options: dict[str, Any]) -> None:
+        self.stdout.write(export(SECTIONS), ending="")
+
+    def _plan(self, options: dict[str, Any]) -> None:
+        wanted, these = self._read(options["file"])
+        for line in [*map(str, these), *effect(wanted, asyncio.run(_alive()))] or ["nothing to change"]:
+            self.stdout.write(line)
+
+    def _apply(self, options: dict[str, Any]) -> None:
+        try:
+            with transaction.atomic():
+                _, these = self._read(options["file"])
+                apply(these)
+        except DeclarationError as error:
+            raise CommandError(f"nothing was changed: {error.message}") from None
+        for change in these:
+            self.stdout.write(str(change))
+        self.stdout.write(f"{len(these)} changes made; the controller acts on them within 2 s")
+
+    def _read(self, file: str) -> tuple[dict[str, list[Entry]], list[Change]]:
+        try:
+            text = sys.stdin.read() if file == "-" else Path(file).read_text()
+            wanted = parse(text, SECTIONS)
+            return wanted, changes(SECTIONS, wanted)
+        except (OSError, UnicodeDecodeError) as error:
+            raise CommandError(f"{file} cannot be read: {type(error).__name__}") from None
+        except DeclarationError as error:
+            raise CommandError(error.message) from None
+
+
+async def _alive() -> list[WorkerSnapshot]:
+    redis = connect(settings.ENV.redis_url)
+    try:
+        return await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
+    finally:
+        await redis.aclose()
