@@ -25,6 +25,7 @@ from apps.fleet.mirror import Mirror
 from apps.fleet.selectors import Assignment, PlacedModel
 
 STATUS_INTERVAL_MS = 500
+SETTLE_SECONDS = 2.0
 RECONNECT_SECONDS = (0.25, 0.5, 1.0, 2.0)  # the pause after each failure in a row; the last is for all further ones
 _LOG = logging.getLogger(__name__)
 
@@ -146,9 +147,17 @@ class WorkerWatch:
         if self.snapshot is None:
             return None
         placed = {placement.model: placement.is_pinned for placement in self.wanted.placements}
-        # What was heard before the end of an action is not what there is now.
-        acting = self._loader.acting or self._heard_at <= self._loader.ended_at
+        acting = self._loader.acting or not self._settled(self.snapshot)
         return Site(self.snapshot, placed, self._loader.failing, ready_since_ms, acting)
+
+    def _settled(self, snapshot: WorkerSnapshot) -> bool:
+        """Whether what was heard shows what the latest action did: a status may be older than the time it comes at."""
+        action, ended_at = self._loader.action, self._loader.ended_at
+        if action is None or time.monotonic() - ended_at > SETTLE_SECONDS:
+            return True
+        there = {resident.folder for resident in snapshot.models}
+        loaded = not action.load or action.load in there or action.load in self._loader.failing
+        return self._heard_at > ended_at and loaded and not there.intersection(action.evict)
 
     def act(self, action: Action) -> None:
         if self._client is not None and self.snapshot is not None:
