@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
@@ -14,6 +15,7 @@ from django.conf import settings
 from django.http import HttpRequest, HttpResponse, HttpResponseBase, StreamingHttpResponse
 
 from apps.api import sessions, sse
+from apps.api.errors import INTERNAL
 from apps.api.headers import rate_limit_headers
 from apps.api.prepare import Prepared
 from apps.api.render import failure
@@ -22,6 +24,7 @@ from apps.core.types import Event, InferenceRequest, Principal, RateLimitState, 
 from apps.scheduler import services
 from apps.scheduler.forecast import Progress
 
+_LOG = logging.getLogger(__name__)
 SSE_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 Body = dict[str, Any]
 
@@ -126,6 +129,9 @@ class Answer:
                     yield last
         except ServiceError as error:
             yield list(self.renderer.failed(error, http_id))
+        except Exception:  # noqa: BLE001  The last resort: the client's line would stay open without an end.
+            _LOG.exception("request %s failed", http_id)
+            yield list(self.renderer.failed(INTERNAL, http_id))
 
 
 async def followed(request_id: str, show_queue: bool = False) -> AsyncGenerator[Event | Progress, None]:
