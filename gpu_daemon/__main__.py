@@ -29,7 +29,9 @@ async def serve(config: DaemonConfig, stop: asyncio.Event) -> None:
     _LOG.info("worker %s listens on %s:%s", config.worker_id, config.host, config.port)
     for name in config.preload:
         daemon.models.start_load(name)
+    warming = asyncio.create_task(daemon.models.warm())
     await stop.wait()
+    warming.cancel()
     _LOG.info("draining")
     daemon.draining = True
     await state.enter_graceful_shutdown()

@@ -57,6 +57,16 @@ class Models:
         self.device = "?"
         self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
 
+    async def warm(self) -> None:
+        """Imports what loading needs, and finds the device, so that the first load is only a load."""
+        await asyncio.to_thread(self._find_device)
+
+    def _find_device(self) -> None:
+        from gpu_daemon.runners.static_runner import StaticRunner  # noqa: F401
+        from gpu_daemon.runners.torch_runner import pick_device
+
+        self.device = pick_device(self._config.device)
+
     def ready(self, name: str) -> Resident:
         """Raises ModelNotReady."""
         resident = self.residents.get(name)

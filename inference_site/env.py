@@ -60,6 +60,11 @@ class Env(BaseSettings):
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
     models_dir: Path = VAR_DIR / "models"
     worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
+    fleet_ssh_key: Path | None = Field(None, description="file of the private key that managed hosts let in")
+    switch_drain_ms: int = Field(2_000, description="how long what runs may go on before a mode switch moves it")
+    switch_load_ms: int = Field(600_000, description="how long models may take to load in the new mode")
+    switch_demand_ms: int = Field(20_000, description="unmet demand that lasts this long has a host change its mode")
+    switch_dwell_ms: int = Field(300_000, description="how long a mode is kept before demand may change it")
 
     @property
     def classes(self) -> dict[Priority, ClassLimits]:

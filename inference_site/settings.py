@@ -95,6 +95,8 @@ STATIC_ROOT: Path = VAR_DIR / "static"
 # --- Metrics ---
 # Called by the metrics writer with (ledger id, entry) pairs; the two apps do not know each other.
 USAGE_RECORDER = "apps.accounts.services.usage_record"
+# Called by apps.core.audit with (actor, action, target).
+AUDIT_RECORDER = "apps.accounts.services.audit"
 
 # --- REST ---
 REST_FRAMEWORK = {

@@ -202,6 +202,7 @@ class WorkerSnapshot:
     memory_free_bytes: int
     models: tuple[ResidentModel, ...] = ()
     seen_ms: int = 0
+    cordoned: bool = False  # its host changes its mode: it gets nothing, and requests for its models wait
 
     def resident(self, model: str) -> ResidentModel | None:
         return next((m for m in self.models if m.model == model), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from django.db import Error as DatabaseError
@@ -16,7 +17,9 @@ from redis.exceptions import RedisError
 
 from apps.core.database import in_database
 from apps.core.redis import LuaScript
+from apps.core.tasks import end
 from apps.fleet import registry
+from apps.fleet.modes.keeper import ModeKeeper
 from apps.fleet.selectors import Assignment, assignments
 from apps.fleet.watch import WorkerWatch
 
@@ -35,6 +38,8 @@ class Controller:
         self._name = name
         self._watches: dict[int, WorkerWatch] = {}
         self._leads_until = 0.0
+        self._rescan = asyncio.Event()
+        self._modes = ModeKeeper(redis, name, self._rescan.set)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Never waits for a store that is away once `stop` is set."""
@@ -44,9 +49,7 @@ class Controller:
             if rounds.done():
                 rounds.result()  # a bug: say so, and let the supervisor start afresh
         finally:
-            rounds.cancel()
-            stopping.cancel()
-            await asyncio.gather(rounds, stopping, return_exceptions=True)
+            await end(rounds, stopping)
             await self._step_down()
             await self._give_up_lock()
 
@@ -59,13 +62,21 @@ class Controller:
                 _LOG.warning("the fleet's stores: %s", type(error).__name__)
             if time.monotonic() > self._leads_until:
                 await self._step_down()
-            await asyncio.sleep(RESCAN_SECONDS)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next round, or until the record is known to have changed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RESCAN_SECONDS):
+                await self._rescan.wait()
+        self._rescan.clear()
 
     async def _round(self) -> None:
         asked = time.monotonic()
         if await _LOCK(self._redis, keys=[LEADER_KEY], args=[self._name, int(LEASE_SECONDS * 1000)]):
             self._leads_until = asked + LEASE_SECONDS
             await self._sync(await in_database(assignments))
+            await self._modes.sync()
         else:
             self._leads_until = 0.0
 
@@ -85,6 +96,7 @@ class Controller:
 
     async def _step_down(self) -> None:
         """What is published stays, so that routing does not stop before the next leader has spoken to the workers."""
+        await self._modes.stop()
         watches = list(self._watches.values())
         self._watches.clear()
         await asyncio.gather(*(watch.stop() for watch in watches))

@@ -11,6 +11,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
@@ -22,14 +23,16 @@ if TYPE_CHECKING:
 
 KEY = "workers"
 _QUARANTINE = LuaScript(Path(__file__).parent / "lua/quarantine.lua")
+_PUBLISH = LuaScript(Path(__file__).parent / "lua/publish.lua")
 _SNAPSHOT = TypeAdapter(WorkerSnapshot)
 _LOG = logging.getLogger(__name__)
 
 
-async def publish(redis: Redis, snapshot: WorkerSnapshot) -> None:
-    """Makes the worker known as of now."""
+async def publish(redis: Redis, snapshot: WorkerSnapshot) -> bool:
+    """Makes the worker known as of now. False when a daemon of a later epoch spoke under its name a moment ago."""
     seen = dataclasses.replace(snapshot, seen_ms=await server_time_ms(redis))
-    await redis.hset(KEY, snapshot.worker_id, _SNAPSHOT.dump_json(seen).decode())
+    args = [seen.worker_id, _SNAPSHOT.dump_json(seen).decode(), seen.seen_ms, seen.epoch, settings.ENV.worker_timeout_ms]
+    return bool(await _PUBLISH(redis, keys=[KEY], args=args))
 
 
 async def forget(redis: Redis, worker_id: str) -> None:
@@ -68,7 +71,8 @@ async def _quarantine(redis: Redis, worker_id: str, row: str) -> None:
 async def availability(redis: Redis, card: ModelCard, *, timeout_ms: int) -> str:
     """Whether the model can serve: ready, loading, not_loaded, no_weights or no_worker."""
     alive = [worker for worker in await workers(redis, timeout_ms=timeout_ms) if not worker.draining]
-    states = {resident.state for worker in alive if (resident := worker.resident(card.name))}
+    held = [(worker, resident) for worker in alive if (resident := worker.resident(card.name))]
+    states = {"loading" if worker.cordoned else resident.state for worker, resident in held}
     for state in ("ready", "loading"):
         if state in states:
             return state

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
-from apps.core.types import WorkerSnapshot
+from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
 from apps.fleet.loading import Loader
@@ -74,6 +74,8 @@ class WorkerWatch:
                 await self._follow()
             except (ServiceError, RedisError) as error:
                 self._lost(error)
+                if self.wanted.cordoned and isinstance(error, ServiceError):
+                    await self._hold()
             pause = RECONNECT_SECONDS[min(self._failures, len(RECONNECT_SECONDS) - 1)]
             self._failures += 1
             await asyncio.sleep(pause)
@@ -101,6 +103,15 @@ class WorkerWatch:
         for placement in self.wanted.placements:
             self._mirror.placement(placement.id, "unknown: the worker is unreachable")
 
+    async def _hold(self) -> None:
+        """While its host changes its mode, requests wait for a worker that is not there."""
+        wanted = self.wanted
+        absent = WorkerSnapshot(wanted.name, wanted.address, wanted.epoch or 0, 0, "", "", False, 0, 0)
+        try:
+            await registry.publish(self._redis, _cordoned(absent, wanted))
+        except RedisError as error:
+            _LOG.warning("worker %s cannot be published: %s", wanted.name, type(error).__name__)
+
     async def _heard(self, client: DaemonClient, snapshot: WorkerSnapshot) -> None:
         if snapshot.worker_id != self.wanted.name:
             self._mirror.status(f"calls itself {snapshot.worker_id!r}; start it with --worker-id {self.wanted.name}")
@@ -109,8 +120,24 @@ class WorkerWatch:
             self._mirror.status("stuck: its step stands still while requests run")
             await registry.forget(self._redis, self.wanted.name)
             return
-        await registry.publish(self._redis, dataclasses.replace(snapshot, address=self.wanted.address))
-        self._mirror.status("draining" if snapshot.draining else "serving")
+        if self.wanted.epoch not in (None, snapshot.epoch):
+            self._mirror.status(f"of epoch {snapshot.epoch}, which is not {self.wanted.epoch}: fenced off")
+            await (self._hold() if self.wanted.cordoned else registry.forget(self._redis, self.wanted.name))
+            return
+        snapshot = dataclasses.replace(snapshot, address=self.wanted.address)
         self._mirror.device(snapshot.device, snapshot.memory_total_bytes)
+        if self.wanted.cordoned:
+            self._mirror.status("cordoned: its host changes its mode")
+            await registry.publish(self._redis, _cordoned(snapshot, self.wanted))
+            return
+        await registry.publish(self._redis, snapshot)
+        self._mirror.status("draining" if snapshot.draining else "serving")
         for placement in self.wanted.placements:
             self._mirror.placement(placement.id, self._loader.place(client, snapshot, placement))
+
+
+def _cordoned(snapshot: WorkerSnapshot, wanted: Assignment) -> WorkerSnapshot:
+    """As the worker is, with what is placed there as on its way."""
+    absent = [placed for placed in wanted.placements if snapshot.resident(placed.model) is None]
+    coming = tuple(ResidentModel(placed.model, "loading", progress=0.0, engine=placed.engine) for placed in absent)
+    return dataclasses.replace(snapshot, models=snapshot.models + coming, cordoned=True)

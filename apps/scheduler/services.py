@@ -92,9 +92,12 @@ async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal
 
 
 async def _ready_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
-    """The live workers that can run the model now. Raises Unavailable when there is none."""
+    """The live workers that can run the model now, or those that will once their host's mode has changed. Raises
+    Unavailable when there is none."""
     workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
-    ready = [w for w in workers if not w.draining and (held := w.resident(model)) and held.state == "ready"]
+    holders = [w for w in workers if not w.draining and w.resident(model)]
+    ready = [w for w in holders if not w.cordoned and (held := w.resident(model)) and held.state == "ready"]
+    ready = ready or [w for w in holders if w.cordoned]
     if not ready:
         cards = await model_cards()
         state = (

@@ -49,8 +49,13 @@ class Control:
             return self._report()
 
     def stop(self, epoch: int) -> dict[str, Any]:
-        """No daemon of the epoch is left; they had the time to save what they keep."""
+        """No daemon of the epoch is left; they had the time to save what they keep.
+
+        When it is the highest that was seen, the switch to it was undone, and the one before counts again.
+        """
         with self._locked():
+            if epoch == self._highest():
+                self._write_epoch(epoch - 1)
             met = processes.end(self._run, lambda other: other == epoch, self._config.stop_seconds)
             return {**self._report(), "stopped": met}
 
@@ -94,6 +99,9 @@ class Control:
         known = self._highest()
         if epoch < known:
             raise Refused(f"epoch {epoch} is of the past: this host has seen {known}")
+        self._write_epoch(epoch)
+
+    def _write_epoch(self, epoch: int) -> None:
         written = self._run / "epoch.new"
         written.write_text(str(epoch))
         written.replace(self._run / "epoch")
