@@ -102,4 +102,4 @@ def finish(switch_id: int, runner: str, outcome: End) -> None:
         switch.reason = reason((Step(row.step), bool(row.succeeded), row.detail) for row in rows)[:300]
         switch.state, switch.ended_at = outcome, timezone.now()
         switch.save(update_fields=["reason", "state", "ended_at"])
-        audit(switch.requested_by, f"mode switch {switch.get_state_display()}", f"{switch}")
+        audit(switch.requested_by, f"mode switch {outcome.replace('_', ' ')}", f"{switch}")

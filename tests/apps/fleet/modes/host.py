@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +22,8 @@ from tests.gpu_daemon.conftest import make_tiny
 from tests.services import ROOT, free_port
 
 TINY = "tiny"
-TOGETHER = "tests.apps.fleet.modes.together"
+TOGETHER = [sys.executable, "-m", "tests.apps.fleet.modes.together"]
+LIGHT = [sys.executable, "-m", "tests.apps.fleet.modes.light"]
 
 
 def make_model(models: Path) -> None:
@@ -42,12 +44,13 @@ def make_key(path: Path) -> str:
 
 @dataclass
 class SshHost:
-    """`start` and `stop` are sshd's; the daemons it started live on, as they do."""
+    """`start` and `stop` are sshd's; the daemons it started live on, as they do. Light ones compute by arithmetic."""
 
     folder: Path
     models: Path
     token: str
     workers: int = 1
+    light: bool = False
 
     def __post_init__(self) -> None:
         self.folder.mkdir(exist_ok=True)
@@ -83,9 +86,10 @@ class SshHost:
         lines = [f"{name} = {json.dumps(value)}" for name, value in common.items()]
         for place in range(self.workers):
             lines += ["[[individual]]", f'worker = "{self.name(place)}"', f"port = {self.ports[place]}"]
-        lines += ["[tensor_parallel]", f'worker = "{self.together}"', f"port = {self.ports[-1]}"]
-        lines.append("launcher = " + json.dumps([sys.executable, "-m", TOGETHER]))
+            lines += [f"launcher = {json.dumps(LIGHT)}"] * self.light
+        lines += ["[tensor_parallel]", f'worker = "{self.together}"', f"port = {self.ports[-1]}", ""]
         self.config.write_text("\n".join(lines) + "\n")
+        self.together_by(*LIGHT, "tensor_parallel") if self.light else self.together_by(*TOGETHER)
 
     def name(self, place: int) -> str:
         return f"{self.folder.name}-gpu{place}"
@@ -94,9 +98,10 @@ class SshHost:
     def together(self) -> str:
         return f"{self.folder.name}-tp"
 
-    def configure(self, pattern: str, value: str) -> None:
-        """Changes a line of the host's own configuration."""
-        self.config.write_text(re.sub(pattern, value, self.config.read_text()))
+    def together_by(self, *launcher: str) -> None:
+        """What its configuration starts the tensor parallel daemon by, from now on."""
+        text = re.sub(r"(\[tensor_parallel\]\n.*\n.*\n).*", rf"\1launcher = {json.dumps(launcher)}", self.config.read_text())
+        self.config.write_text(text)
 
     # --- sshd ---
 
@@ -117,14 +122,12 @@ class SshHost:
             assert time.monotonic() < deadline, self.log
             time.sleep(0.02)
 
-    def cut(self) -> int:
-        """Ends every session that is open, as a network does. Returns how many."""
-        sessions = psutil.Process(self._sshd.pid).children(recursive=False) if self._sshd else []
-        for session in sessions:
-            for process in [*session.children(recursive=False), session]:
-                if "sshd" in process.name():
-                    process.kill()
-        return len(sessions)
+    def cut(self) -> None:
+        """Ends every session that is open, as a network does."""
+        with suppress(psutil.Error):
+            for session in psutil.Process(self._sshd.pid).children(recursive=True):
+                if session.name().startswith("sshd"):
+                    session.kill()
 
     def stop(self) -> None:
         if self._sshd is not None:
@@ -139,19 +142,18 @@ class SshHost:
 
     # --- The site's record and the host's truth ---
 
-    def add(self, models: tuple[str, ...] = (TINY,)) -> Host:
-        """The host as the site knows it, with the models placed on every worker."""
-        for name in models:
-            Model.objects.get_or_create(
-                name=name, defaults={"title": name, "modality": Modality.TEXT, "parameters": 1, "weight_bytes": 1,
-                                     "context_length": 512, "published_at": "2026-01-01"},
-            )  # fmt: skip
+    def add(self) -> Host:
+        """The host as the site knows it, with the model placed on every worker."""
+        Model.objects.get_or_create(
+            name=TINY, defaults={"title": TINY, "modality": Modality.TEXT, "parameters": 1, "weight_bytes": 1,
+                                 "context_length": 512, "published_at": "2026-01-01"},
+        )  # fmt: skip
         host = host_add(name=self.folder.name, address="127.0.0.1")
         Host.objects.filter(pk=host.pk).update(is_managed=True, ssh_user="root", ssh_port=self.port, ssh_host_key=self.host_key)
         host.refresh_from_db()
         for place in range(self.workers):
-            worker_add(name=self.name(place), host=host, port=self.ports[place], models=list(models))
-        together = worker_add(name=self.together, host=host, port=self.ports[-1], models=list(models))
+            worker_add(name=self.name(place), host=host, port=self.ports[place], models=[TINY])
+        together = worker_add(name=self.together, host=host, port=self.ports[-1], models=[TINY])
         together.mode = "tensor_parallel"
         together.save()
         return host
