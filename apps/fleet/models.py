@@ -94,6 +94,7 @@ class Host(models.Model):
     mode = models.CharField(max_length=20, choices=Mode.choices, default=Mode.INDIVIDUAL, editable=False)
     epoch = models.PositiveBigIntegerField(default=1, editable=False)
     is_cordoned = models.BooleanField(default=False, editable=False)
+    unswept_epoch = models.PositiveBigIntegerField(null=True, editable=False)  # daemons of a switch undone may still be there
 
     class Meta:
         ordering = ("name",)

@@ -1,4 +1,4 @@
-"""The leader's care for modes: carries every open switch through, and starts daemons of managed hosts that are gone."""
+"""The leader's care for modes: carries every open switch through, and has managed hosts run what they should and no more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from django.conf import settings
 from redis.asyncio import Redis
 
 from apps.core.database import in_database
-from apps.core.errors import ServiceError
+from apps.core.errors import InvalidRequest, ServiceError
 from apps.core.tasks import end
 from apps.fleet import registry
 from apps.fleet.models import Host, ModeSwitch
@@ -35,6 +35,7 @@ class Kept:
     mode: str
     epoch: int
     workers: frozenset[str]
+    unswept: int | None
 
 
 class ModeKeeper:
@@ -55,7 +56,7 @@ class ModeKeeper:
         alive = {w.worker_id for w in await registry.workers(self._redis, timeout_ms=settings.ENV.worker_timeout_ms)}
         now = time.monotonic()
         for host in hosts:
-            if host.workers <= alive:
+            if host.workers <= alive and host.unswept is None:
                 self._whole[host.id] = now
             elif now - self._whole.setdefault(host.id, now) > ABSENT_SECONDS:
                 self._whole[host.id] = now + REPAIR_SECONDS - ABSENT_SECONDS
@@ -82,17 +83,27 @@ def _record() -> tuple[set[int], list[Kept]]:
     """The open switches, and the managed hosts that have none."""
     switches = dict(ModeSwitch.objects.filter(ended_at=None).values_list("host_id", "pk"))
     hosts = Host.objects.filter(is_managed=True).exclude(pk__in=switches)
-    return set(switches.values()), [_kept(host) for host in hosts]
+    return set(switches.values()), [kept for host in hosts if (kept := _kept(host)) is not None]
 
 
-def _kept(host: Host) -> Kept:
+def _kept(host: Host) -> Kept | None:
+    """None for a host whose record cannot be connected to."""
+    try:
+        target = record.target_of(host)
+    except InvalidRequest:
+        return None
     workers = frozenset(worker.name for worker in record.workers_of(host, host.mode))
-    return Kept(host.pk, host.name, record.target_of(host), host.mode, host.epoch, workers)
+    return Kept(host.pk, host.name, target, host.mode, host.epoch, workers, host.unswept_epoch)
 
 
 async def _repair(host: Kept) -> None:
+    """Ends what a switch left behind, and has the daemons that should be there."""
     try:
+        if host.unswept is not None:
+            await asyncio.to_thread(ssh.stop, host.target, host.unswept)
+            left = Host.objects.filter(pk=host.id, unswept_epoch=host.unswept)
+            await in_database(lambda: left.update(unswept_epoch=None))
         await asyncio.to_thread(ssh.start, host.target, host.mode, host.epoch)
-        _LOG.warning("host %s: daemons that were gone were started again", host.name)
+        _LOG.warning("host %s: daemons that were gone were started again, and those of no use ended", host.name)
     except ServiceError as error:
         _LOG.warning("host %s: its daemons cannot be started: %s", host.name, error)

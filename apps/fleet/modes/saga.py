@@ -50,7 +50,7 @@ class Saga:
             Step.UNCORDON: lambda: self._reopen(job.new),
             Step.PROBE: self._probe,
             Step.RETURN: self._return,
-            Step.SWEEP: lambda: self._insist(lambda: self._stop(job.epoch)),
+            Step.SWEEP: self._sweep,
             Step.RENEW: lambda: self._set(mode=job.from_mode, epoch=job.epoch + 1, is_cordoned=True),
             Step.RESTART: lambda: self._insist(lambda: self._start(job.from_mode, job.epoch + 1, 0)),
             Step.RECHECK: lambda: self._hear(job.old, job.from_mode, job.epoch + 1),
@@ -155,8 +155,13 @@ class Saga:
 
     async def _return(self) -> str:
         job = self._job
-        await self._set(mode=job.from_mode, epoch=job.from_epoch, is_cordoned=False)
+        await self._set(mode=job.from_mode, epoch=job.from_epoch, is_cordoned=False, unswept_epoch=job.epoch)
         return f"{job.from_mode}, epoch {job.from_epoch}"
+
+    async def _sweep(self) -> str:
+        detail = await self._insist(lambda: self._stop(self._job.epoch))
+        await self._set(unswept_epoch=None)
+        return detail
 
     async def _reopen(self, workers: tuple[Assignment, ...]) -> str:
         await self._set(is_cordoned=False)

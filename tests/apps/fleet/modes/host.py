@@ -148,14 +148,12 @@ class SshHost:
             name=TINY, defaults={"title": TINY, "modality": Modality.TEXT, "parameters": 1, "weight_bytes": 1,
                                  "context_length": 512, "published_at": "2026-01-01"},
         )  # fmt: skip
-        host = host_add(name=self.folder.name, address="127.0.0.1")
-        Host.objects.filter(pk=host.pk).update(is_managed=True, ssh_user="root", ssh_port=self.port, ssh_host_key=self.host_key)
-        host.refresh_from_db()
+        host = host_add(
+            name=self.folder.name, address="127.0.0.1", ssh_host_key=self.host_key, ssh_user="root", ssh_port=self.port
+        )
         for place in range(self.workers):
             worker_add(name=self.name(place), host=host, port=self.ports[place], models=[TINY])
-        together = worker_add(name=self.together, host=host, port=self.ports[-1], models=[TINY])
-        together.mode = "tensor_parallel"
-        together.save()
+        worker_add(name=self.together, host=host, port=self.ports[-1], models=[TINY], mode="tensor_parallel")
         return host
 
     def living(self) -> set[tuple[str, int]]:
