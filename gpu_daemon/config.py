@@ -31,6 +31,9 @@ class DaemonConfig:
     static_window_ms: int = 20
     drain_seconds: float = 8.0
     preload: tuple[str, ...] = ()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
 
 
 def from_arguments(arguments: list[str]) -> DaemonConfig:
@@ -57,8 +60,14 @@ def from_arguments(arguments: list[str]) -> DaemonConfig:
         "--static-window-ms", type=int, default=20, help="how long a batch gathers, for models of the static engine"
     )
     parser.add_argument("--preload", nargs="*", default=[], help="models to load at once")
+    parser.add_argument("--tls-cert", type=Path, help="certificate chain to show; without it the wire is not encrypted")
+    parser.add_argument("--tls-key", type=Path, help="its private key")
+    parser.add_argument("--tls-ca", type=Path, help="who must have signed the site's certificate")
     given = vars(parser.parse_args(arguments))
     token = os.environ.get("DAEMON_TOKEN", "")
     if len(token) < 16:
         parser.error("set DAEMON_TOKEN to the secret of at least 16 characters that the site uses")
+    tls = [given["tls_cert"], given["tls_key"], given["tls_ca"]]
+    if any(tls) and not all(path is not None and path.is_file() for path in tls):
+        parser.error("--tls-cert, --tls-key and --tls-ca are files, and go together")
     return DaemonConfig(**{**given, "preload": tuple(given["preload"])}, token=token)

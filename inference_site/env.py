@@ -58,6 +58,9 @@ class Env(BaseSettings):
 
     # The fleet.
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
+    daemon_ca: Path | None = Field(None, description="who signed the daemons' certificates; without it the wire is plain")
+    daemon_cert: Path | None = Field(None, description="the certificate that the site shows to daemons")
+    daemon_key: Path | None = Field(None, description="its private key")
     models_dir: Path = VAR_DIR / "models"
     worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
     fleet_ssh_key: Path | None = Field(None, description="file of the private key that managed hosts let in")
