@@ -14,6 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
+from apps.core.tasks import end
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
@@ -62,11 +63,10 @@ class WorkerWatch:
         return any(task.done() for task in self._tasks)
 
     async def stop(self) -> None:
+        await end(*self._tasks)
         for task in self._tasks:
-            task.cancel()
-        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if isinstance(result, Exception):
-                _LOG.error("the watch of worker %s ended", self.wanted.name, exc_info=result)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _LOG.error("the watch of worker %s ended", self.wanted.name, exc_info=error)
 
     async def _run(self) -> None:
         while True:

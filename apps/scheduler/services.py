@@ -19,6 +19,7 @@ from apps.core.redis import server_time_ms, shared
 from apps.core.tasks import end
 from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, RequestFinished, WorkerSnapshot
 from apps.fleet import registry
+from apps.fleet.modes import demand
 from apps.fleet.selectors import model_cards
 from apps.scheduler import costs, forecast, queue, refusals
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
@@ -105,6 +106,8 @@ async def _ready_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
             if model in cards
             else "not_loaded"
         )
+        if model in cards:
+            await demand.note(redis, model)
         raise absence_refusal("not_loaded" if state == "ready" else state, model)
     return ready
 

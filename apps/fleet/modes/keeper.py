@@ -17,7 +17,7 @@ from apps.core.errors import InvalidRequest, ServiceError
 from apps.core.tasks import end
 from apps.fleet import registry
 from apps.fleet.models import Host, ModeSwitch
-from apps.fleet.modes import record, ssh
+from apps.fleet.modes import demand, record, ssh
 from apps.fleet.modes.saga import Saga
 
 ABSENT_SECONDS = 8.0  # unheard for so long, a daemon is started again
@@ -48,6 +48,10 @@ class ModeKeeper:
         self._whole: dict[int, float] = {}  # when each host was last seen with all of its workers, or repaired
 
     async def sync(self) -> None:
+        try:
+            await demand.act(self._redis)
+        except ServiceError as error:
+            _LOG.info("no switch on demand: %s", error)
         switches, hosts = await in_database(_record)
         for switch_id in switches:
             if switch_id not in self._switches or self._switches[switch_id].done():
