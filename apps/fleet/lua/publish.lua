@@ -5,7 +5,7 @@ local known, snapshot = false, nil
 if row then known, snapshot = pcall(cjson.decode, row) end
 if known and type(snapshot) == 'table' then
   local epoch, seen = tonumber(snapshot.epoch) or 0, tonumber(snapshot.seen_ms) or 0
-  if epoch > tonumber(ARGV[4]) and tonumber(ARGV[3]) - seen <= tonumber(ARGV[5]) then return 0 end
+  if epoch > tonumber(ARGV[4]) and math.abs(tonumber(ARGV[3]) - seen) <= tonumber(ARGV[5]) then return 0 end
 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
 return 1
