@@ -35,7 +35,7 @@ async def serve(config: DaemonConfig, stop: asyncio.Event, group: Group | None =
     state = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(state, server)
     await state.set("", health_pb2.HealthCheckResponse.SERVING)
-    server.add_insecure_port(f"{config.host}:{config.port}")
+    _listen(server, config)
     await server.start()
     _LOG.info("worker %s listens on %s:%s", config.worker_id, config.host, config.port)
     for name in config.preload:
@@ -49,6 +49,17 @@ async def serve(config: DaemonConfig, stop: asyncio.Event, group: Group | None =
     await daemon.models.drain(config.drain_seconds)
     await daemon.models.close()
     await server.stop(grace=0.5)
+
+
+def _listen(server: grpc.aio.Server, config: DaemonConfig) -> None:
+    """Under TLS when there is a certificate: then callers show one too, beside the token."""
+    address = f"{config.host}:{config.port}"
+    if config.tls_cert is None or config.tls_key is None or config.tls_ca is None:
+        server.add_insecure_port(address)
+        return
+    pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+    credentials = grpc.ssl_server_credentials([pair], config.tls_ca.read_bytes(), require_client_auth=True)
+    server.add_secure_port(address, credentials)
 
 
 async def _main(config: DaemonConfig, group: Group | None = None) -> None:

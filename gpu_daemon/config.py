@@ -50,6 +50,9 @@ class DaemonConfig:
     preload: tuple[str, ...] = ()
     kv_handover: Path | None = None
     place: Place = Place()
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None
 
 
 def from_arguments(arguments: list[str]) -> DaemonConfig:
@@ -88,10 +91,16 @@ def from_arguments(arguments: list[str]) -> DaemonConfig:
         "--static-window-ms", type=int, default=20, help="how long a batch gathers, for models of the static engine"
     )
     parser.add_argument("--preload", nargs="*", default=[], help="models to load at once")
+    parser.add_argument("--tls-cert", type=Path, help="certificate chain to show; without it the wire is not encrypted")
+    parser.add_argument("--tls-key", type=Path, help="its private key")
+    parser.add_argument("--tls-ca", type=Path, help="who must have signed the site's certificate")
     given = vars(parser.parse_args(arguments))
     token = os.environ.get("DAEMON_TOKEN", "")
     if len(token) < 16:
         parser.error("set DAEMON_TOKEN to the secret of at least 16 characters that the site uses")
+    tls = [given["tls_cert"], given["tls_key"], given["tls_ca"]]
+    if any(tls) and not all(path is not None and path.is_file() for path in tls):
+        parser.error("--tls-cert, --tls-key and --tls-ca are files, and go together")
     place = _place()
     if place.ranks > 1 and given["device"] not in ("auto", "cpu"):
         parser.error("under torchrun every rank takes a GPU of its own: --device is auto or cpu")

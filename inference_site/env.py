@@ -70,6 +70,9 @@ class Env(BaseSettings):
 
     # The fleet.
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
+    daemon_ca: Path | None = Field(None, description="who signed the daemons' certificates; without it the wire is plain")
+    daemon_cert: Path | None = Field(None, description="the certificate that the site shows to daemons")
+    daemon_key: Path | None = Field(None, description="its private key")
     models_dir: Path = VAR_DIR / "models"
     demo_models: str = Field("smollm2-135m", description="what `manage.py up` brings: names with commas, or all")
     worker_timeout_ms: int = Field(4_000, description="a worker silent, or stuck, for this long is out of routing")
@@ -77,6 +80,11 @@ class Env(BaseSettings):
     model_idle_seconds: int = Field(600, description="a model that is not placed is unloaded when unused for so long; 0: never")
     model_residency_ms: int = Field(5_000, description="how long a loaded model stays at least")
     model_turn_ms: int = Field(20_000, description="how long a model starves before one that is asked for too gives way")
+    fleet_ssh_key: Path | None = Field(None, description="file of the private key that managed hosts let in")
+    switch_drain_ms: int = Field(2_000, description="how long what runs may go on before a mode switch moves it")
+    switch_load_ms: int = Field(600_000, description="how long models may take to load in the new mode")
+    switch_demand_ms: int = Field(20_000, description="unmet demand that lasts this long has a host change its mode")
+    switch_dwell_ms: int = Field(300_000, description="how long a mode is kept before demand may change it")
 
     @property
     def classes(self) -> dict[Priority, ClassLimits]:

@@ -97,6 +97,8 @@ MEDIA_ROOT: Path = ENV.media_dir  # what clients were given or gave; never serve
 # --- Metrics ---
 # Called by the metrics writer with (ledger id, entry) pairs; the two apps do not know each other.
 USAGE_RECORDER = "apps.accounts.services.usage_record"
+# Called by apps.core.audit with (actor, action, target).
+AUDIT_RECORDER = "apps.accounts.services.audit"
 
 # --- REST ---
 REST_FRAMEWORK = {

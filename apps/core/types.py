@@ -369,6 +369,7 @@ class WorkerSnapshot:
     folders: tuple[ModelFolder, ...] = ()
     loadable: tuple[str, ...] = ()
     refused: dict[str, str] = field(default_factory=dict)
+    cordoned: bool = False  # its host changes its mode: it gets nothing, and requests for its models wait
 
     def resident(self, model: str) -> ResidentModel | None:
         """The first of the model's revisions: the controller puts the one to be used first."""

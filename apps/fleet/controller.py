@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from apps.core.redis import LuaScript
 from apps.core.tasks import end
 from apps.fleet import registry
 from apps.fleet.manager import Demand, Planner, Policy, Rules
+from apps.fleet.modes.keeper import ModeKeeper
 from apps.fleet.selectors import Assignment, assignments, policies
 from apps.fleet.watch import WorkerWatch
 
@@ -57,6 +59,8 @@ class Controller:
         self._policies: dict[str, Policy] = {}
         self._starving = Since()
         self._ready = Since()
+        self._rescan = asyncio.Event()
+        self._modes = ModeKeeper(redis, name, self._rescan.set)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Never waits for a store that is away once `stop` is set."""
@@ -80,7 +84,14 @@ class Controller:
                 _LOG.warning("the fleet's stores: %s", type(error).__name__)
             if time.monotonic() > self._leads_until:
                 await self._step_down()
-            await asyncio.sleep(RESCAN_SECONDS)
+            await self._pause()
+
+    async def _pause(self) -> None:
+        """Until the next round, or until the record is known to have changed."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(RESCAN_SECONDS):
+                await self._rescan.wait()
+        self._rescan.clear()
 
     async def _round(self) -> None:
         asked = time.monotonic()
@@ -88,6 +99,7 @@ class Controller:
             self._leads_until = asked + LEASE_SECONDS
             wanted, self._policies = await in_database(lambda: (assignments(), policies()))
             await self._sync(wanted)
+            await self._modes.sync()
         else:
             self._leads_until = 0.0
 
@@ -141,6 +153,7 @@ class Controller:
 
     async def _step_down(self) -> None:
         """What is published stays, so that routing does not stop before the next leader has spoken to the workers."""
+        await self._modes.stop()
         watches = list(self._watches.values())
         self._watches.clear()
         await asyncio.gather(*(watch.stop() for watch in watches))

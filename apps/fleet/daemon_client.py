@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 import grpc
+from django.conf import settings
 
 from apps.core.errors import ServiceError, Unavailable
 from apps.core.types import (
@@ -74,11 +75,23 @@ def _translate(error: grpc.RpcError) -> ServiceError:
     return DaemonError(f"{status.name.lower()}: {_words(details or '', 200)}", code=status.name.lower())
 
 
+def _channel(address: str) -> grpc.aio.Channel:
+    """Under TLS when the site knows who signs for daemons. Raises DaemonError when a file cannot be read."""
+    env = settings.ENV
+    if env.daemon_ca is None:
+        return grpc.aio.insecure_channel(address, options=_OPTIONS)
+    try:
+        ca, key, cert = (path and path.read_bytes() for path in (env.daemon_ca, env.daemon_key, env.daemon_cert))
+    except OSError as error:
+        raise DaemonError(f"DAEMON_CA, DAEMON_CERT or DAEMON_KEY: {error.strerror}", code="no_certificate") from None
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)
+
+
 class DaemonClient:
     """One daemon. Every method raises DaemonError."""
 
     def __init__(self, address: str, token: str) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+        self._channel = _channel(address)
         self._stub = pb_grpc.GpuDaemonStub(self._channel)
         self._metadata = (("authorization", f"Bearer {token}"),)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from django.core.validators import RegexValidator
+from django.core.validators import MaxValueValidator, MinValueValidator, RegexValidator
 from django.db import models
 from django.utils import timezone
 
 _FOLDER = RegexValidator(r"^[a-z0-9][a-z0-9._-]*$", "Use small letters, digits, dots and dashes.")
 _REVISION = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "Use letters, digits, dots, dashes and underscores.")
+HOST_ADDRESS = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,198}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}"
+SSH_USER = r"[a-z_][a-z0-9_-]{0,31}"
+SSH_HOST_KEY = r"ssh-ed25519 [A-Za-z0-9+/]{68}"
 _ADDRESS = RegexValidator(r"^[A-Za-z0-9.\-\[\]:]+:\d{1,5}$", "Write it as host:port.")
 
 
@@ -69,12 +72,44 @@ class Model(models.Model):
         return self.name
 
 
+class Mode(models.TextChoices):
+    """What a host's devices do: each for itself, or all together for one model."""
+
+    INDIVIDUAL = "individual"
+    TENSOR_PARALLEL = "tensor_parallel"
+
+
+def _whole(shape: str, message: str) -> RegexValidator:
+    return RegexValidator(rf"\A(?:{shape})\Z", message)
+
+
 class Host(models.Model):
-    """A machine with workers."""
+    """A machine with workers. The site starts and stops the daemons of a managed one, over SSH.
+
+    Only workers of its mode, at its epoch, are routed to; `epoch` and `is_cordoned` are the mode switch's.
+    """
 
     name = models.SlugField(max_length=63, unique=True)
-    address = models.CharField(max_length=200, help_text="Name or IP address by which the site reaches it.")
+    address = models.CharField(
+        max_length=200,
+        validators=[_whole(HOST_ADDRESS, "Write a name or an IP address.")],
+        help_text="Name or IP address by which the site reaches it.",
+    )
     added_at = models.DateTimeField(default=timezone.now, editable=False)
+    is_managed = models.BooleanField(default=False, help_text="The site starts and stops its daemons, over SSH.")
+    ssh_user = models.CharField(max_length=32, default="inference", validators=[_whole(SSH_USER, "Write a user's name.")])
+    ssh_port = models.PositiveIntegerField(default=22, validators=[MinValueValidator(1), MaxValueValidator(65535)])
+    ssh_host_key = models.CharField(
+        max_length=100,
+        blank=True,
+        validators=[_whole(SSH_HOST_KEY, "Write it as ssh-ed25519 AAAA..., without a comment.")],
+        help_text="The public key by which the host is known: /etc/ssh/ssh_host_ed25519_key.pub. No other is believed.",
+    )
+    may_switch_itself = models.BooleanField(default=False, help_text="Unmet demand may change its mode.")
+    mode = models.CharField(max_length=20, choices=Mode.choices, default=Mode.INDIVIDUAL, editable=False)
+    epoch = models.PositiveBigIntegerField(default=1, editable=False)
+    is_cordoned = models.BooleanField(default=False, editable=False)
+    unswept_epoch = models.PositiveBigIntegerField(null=True, editable=False)  # daemons of a switch undone may still be there
 
     class Meta:
         ordering = ("name",)
@@ -107,6 +142,9 @@ class Worker(models.Model):
     host = models.ForeignKey(Host, on_delete=models.CASCADE, related_name="workers")
     gpu = models.ForeignKey(Gpu, on_delete=models.SET_NULL, null=True, blank=True, related_name="workers")
     address = models.CharField(max_length=200, unique=True, validators=[_ADDRESS])
+    mode = models.CharField(
+        max_length=20, choices=Mode.choices, default=Mode.INDIVIDUAL, help_text="In which mode of a managed host it runs."
+    )
     is_enabled = models.BooleanField(default=True, help_text="A disabled worker is given no requests.")
     status = models.CharField(max_length=200, default="never seen", editable=False)
     seen_at = models.DateTimeField(null=True, editable=False)
@@ -132,3 +170,58 @@ class Placement(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} on {self.worker}"
+
+
+class SwitchState(models.TextChoices):
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    ROLLED_BACK = "rolled_back", "rolled back"
+    FAILED = "failed"
+
+
+class ModeSwitch(models.Model):
+    """One change of a host's mode, from the request to its end. `epoch` is the new mode's; the one after it is kept for the
+    way back. `runner` is the controller at work on it, which fences the ones before."""
+
+    host = models.ForeignKey(Host, on_delete=models.CASCADE, related_name="switches")
+    from_mode = models.CharField(max_length=20, choices=Mode.choices)
+    to_mode = models.CharField(max_length=20, choices=Mode.choices)
+    from_epoch = models.PositiveBigIntegerField()
+    epoch = models.PositiveBigIntegerField()
+    state = models.CharField(max_length=12, choices=SwitchState.choices, default=SwitchState.RUNNING)
+    reason = models.CharField(max_length=300, blank=True, help_text="Why it was rolled back, or failed.")
+    requested_by = models.CharField(max_length=150)
+    runner = models.CharField(max_length=100, blank=True)
+    created_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True)
+
+    class Meta:
+        ordering = ("-created_at",)
+        verbose_name_plural = "mode switches"
+        constraints = [
+            models.UniqueConstraint(fields=["host"], condition=models.Q(ended_at=None), name="one_switch_a_host_at_a_time")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.host} to {self.to_mode}"
+
+    def epoch_of(self, mode: str) -> int:
+        """The epoch of the mode's daemons that this switch is about."""
+        return self.epoch if mode == self.to_mode else self.from_epoch
+
+
+class ModeSwitchStep(models.Model):
+    """One step of a switch, tried once. Neither ended nor judged: it runs, or its controller died under it."""
+
+    switch = models.ForeignKey(ModeSwitch, on_delete=models.CASCADE, related_name="steps")
+    step = models.CharField(max_length=20)
+    started_at = models.DateTimeField(default=timezone.now)
+    ended_at = models.DateTimeField(null=True)
+    succeeded = models.BooleanField(null=True)
+    detail = models.CharField(max_length=300, blank=True)
+
+    class Meta:
+        ordering = ("pk",)
+
+    def __str__(self) -> str:
+        return f"{self.switch}: {self.step}"

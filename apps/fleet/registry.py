@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from django.conf import settings
 from pydantic import TypeAdapter, ValidationError
 from redis.asyncio import Redis
 
@@ -26,14 +27,16 @@ KEY = "workers"
 WANTED = "wanted"
 DEMAND_MS = 3_000
 _QUARANTINE = LuaScript(Path(__file__).parent / "lua/quarantine.lua")
+_PUBLISH = LuaScript(Path(__file__).parent / "lua/publish.lua")
 _SNAPSHOT = TypeAdapter(WorkerSnapshot)
 _LOG = logging.getLogger(__name__)
 
 
-async def publish(redis: Redis, snapshot: WorkerSnapshot) -> None:
-    """Makes the worker known as of now."""
+async def publish(redis: Redis, snapshot: WorkerSnapshot) -> bool:
+    """Makes the worker known as of now. False when a daemon of a later epoch spoke under its name a moment ago."""
     seen = dataclasses.replace(snapshot, seen_ms=await server_time_ms(redis))
-    await redis.hset(KEY, snapshot.worker_id, _SNAPSHOT.dump_json(seen).decode())
+    args = [seen.worker_id, _SNAPSHOT.dump_json(seen).decode(), seen.seen_ms, seen.epoch, settings.ENV.worker_timeout_ms]
+    return bool(await _PUBLISH(redis, keys=[KEY], args=args))
 
 
 async def forget(redis: Redis, worker_id: str) -> None:
@@ -98,9 +101,11 @@ async def availability(redis: Redis, card: ModelCard, *, timeout_ms: int) -> str
 
 
 def state_of(model: str, alive: Iterable[WorkerSnapshot]) -> tuple[str, str]:
-    """ready, loading, on_demand, load_failed (and why), not_loaded or no_worker. Pure."""
+    """ready, loading, on_demand, load_failed (and why), not_loaded or no_worker; what a cordoned worker holds is on its way.
+    Pure."""
     usable = [worker for worker in alive if not worker.draining]
-    states = {resident.state for worker in usable for resident in worker.models if resident.model == model}
+    held = [(worker, resident) for worker in usable for resident in worker.models if resident.model == model]
+    states = {"loading" if worker.cordoned else resident.state for worker, resident in held}
     for state in ("ready", "loading"):
         if state in states:
             return state, ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from datetime import time as clock
 from pathlib import Path
@@ -12,8 +12,9 @@ from django.conf import settings
 
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
+from apps.core.types import folder_of
 from apps.fleet.manager import Policy
-from apps.fleet.models import Model, Worker
+from apps.fleet.models import Model, ModeSwitch, Placement, Worker
 from apps.fleet.weights import is_here, is_tiny
 
 CACHE_SECONDS = 4.0
@@ -89,22 +90,27 @@ def _card(model: Model) -> ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """One placement: the row, and the model's name."""
+    """One placement: the row, the model's name, and the folder and the engine that it is to run from and under."""
 
     id: int
     model: str
     is_pinned: bool = False
+    folder: str = ""
+    engine: str = "continuous"
 
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What the controller is to do about one enabled worker."""
+    """What the controller is to do about one enabled worker. A daemon of another epoch than `epoch` is none of ours; None is
+    any. A cordoned one is heard and gets nothing: requests for what is placed on it wait."""
 
     worker_id: int
     name: str
     address: str
     host_id: int
     placements: tuple[PlacedModel, ...]
+    epoch: int | None = None
+    cordoned: bool = False
 
     def same_worker(self, other: Assignment) -> bool:
         """Whether only what is placed differs, if anything."""
@@ -112,9 +118,14 @@ class Assignment:
 
 
 def assignments() -> dict[int, Assignment]:
-    """The enabled workers by id, each with the enabled models placed on it, pinned ones first."""
-    workers = Worker.objects.filter(is_enabled=True).prefetch_related("placements__model")
-    return {worker.pk: _assignment(worker) for worker in workers}
+    """The enabled workers by id, each with the enabled models placed on it, pinned ones first.
+
+    Of a managed host, those of its mode; while that changes also those of the other one, which are cordoned.
+    """
+    workers = Worker.objects.filter(is_enabled=True).select_related("host").prefetch_related("placements__model")
+    switches = {switch.host_id: switch for switch in ModeSwitch.objects.filter(ended_at=None)}
+    found = {worker.pk: _assignment(worker, switches.get(worker.host_id)) for worker in workers}
+    return {pk: assignment for pk, assignment in found.items() if assignment is not None}
 
 
 def policies() -> dict[str, Policy]:
@@ -127,7 +138,24 @@ def _policy(model: Model) -> Policy:
     return Policy(model.name, model.engine, model.revision, settings.ENV.model_idle_seconds if own is None else own)
 
 
-def _assignment(worker: Worker) -> Assignment:
+def _assignment(worker: Worker, switch: ModeSwitch | None) -> Assignment | None:
+    assignment, host = assignment_of(worker), worker.host
+    if not host.is_managed:
+        return assignment
+    if worker.mode == host.mode:
+        return replace(assignment, epoch=host.epoch, cordoned=host.is_cordoned)
+    if switch is None:
+        return None
+    return replace(assignment, epoch=switch.epoch_of(worker.mode), cordoned=True)
+
+
+def assignment_of(worker: Worker) -> Assignment:
+    """The worker and what is placed on it, whatever mode its host is in."""
     placed = sorted(worker.placements.all(), key=lambda placement: (not placement.is_pinned, placement.pk))
-    placements = tuple(PlacedModel(p.pk, p.model.name, p.is_pinned) for p in placed if p.model.is_enabled)
+    placements = tuple(_placed(p) for p in placed if p.model.is_enabled)
     return Assignment(worker.pk, worker.name, worker.address, worker.host_id, placements)
+
+
+def _placed(placement: Placement) -> PlacedModel:
+    model = placement.model
+    return PlacedModel(placement.pk, model.name, placement.is_pinned, folder_of(model.name, model.revision), model.engine)

@@ -8,25 +8,36 @@ from django.core.exceptions import ValidationError
 from django.db import transaction
 
 from apps.core.errors import InvalidRequest
-from apps.fleet.models import EngineKind, Host, Model, Placement, Worker
+from apps.fleet.models import EngineKind, Host, Mode, Model, Placement, Worker
 
 
 @transaction.atomic
-def host_add(*, name: str, address: str) -> Host:
-    """Adds a machine, or changes its address."""
-    return Host.objects.update_or_create(name=name, defaults={"address": address})[0]
+def host_add(
+    *,
+    name: str,
+    address: str,
+    ssh_host_key: str | None = None,
+    ssh_user: str = "inference",
+    ssh_port: int = 22,
+    may_switch_itself: bool = False,
+) -> Host:
+    """Adds a machine, or changes how it is reached. With its host key it is managed: the site starts and stops its daemons.
+    Raises InvalidRequest."""
+    host = Host.objects.filter(name=name).first() or Host(name=name)
+    host.address = address
+    if ssh_host_key is not None:
+        host.is_managed, host.ssh_host_key = True, " ".join(ssh_host_key.split()[:2])
+        host.ssh_user, host.ssh_port, host.may_switch_itself = ssh_user, ssh_port, may_switch_itself
+    _save(host)
+    return host
 
 
 @transaction.atomic
-def worker_add(*, name: str, host: Host, port: int, models: list[str]) -> Worker:
+def worker_add(*, name: str, host: Host, port: int, models: list[str], mode: str = Mode.INDIVIDUAL) -> Worker:
     """Adds a daemon, or changes where it listens, and places models on it. Raises InvalidRequest for unknown models."""
     worker = Worker.objects.filter(name=name).first() or Worker(name=name)
-    worker.host, worker.address = host, f"{host.address}:{port}"
-    try:
-        worker.full_clean()
-    except ValidationError as error:
-        raise InvalidRequest("; ".join(error.messages)) from None
-    worker.save()
+    worker.host, worker.address, worker.mode = host, f"{host.address}:{port}", mode
+    _save(worker)
     for wanted in models:
         model = Model.objects.filter(name=wanted).first()
         if model is None:
@@ -63,6 +74,14 @@ def model_roll(*, name: str, revision: str) -> None:
     except ValidationError as error:
         raise InvalidRequest("; ".join(error.messages)) from None
     model.save(update_fields=["revision"])
+
+
+def _save(row: Host | Worker) -> None:
+    try:
+        row.full_clean()
+    except ValidationError as error:
+        raise InvalidRequest("; ".join(error.messages)) from None
+    row.save()
 
 
 def _unknown(name: str) -> str:

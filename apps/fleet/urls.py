@@ -11,4 +11,5 @@ router.register("models", rest.ModelViewSet)
 router.register("hosts", rest.HostViewSet)
 router.register("workers", rest.WorkerViewSet)
 router.register("placements", rest.PlacementViewSet)
+router.register("switches", rest.SwitchViewSet)
 urlpatterns = router.urls

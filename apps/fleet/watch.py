@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from apps.core.errors import ServiceError
 from apps.core.tasks import end
-from apps.core.types import WorkerSnapshot
+from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
 from apps.fleet.loading import Loader
@@ -83,6 +83,8 @@ class WorkerWatch:
                 await self._follow()
             except (ServiceError, RedisError) as error:
                 self._lost(error)
+                if self.wanted.cordoned and isinstance(error, ServiceError):
+                    await self._hold()
             pause = RECONNECT_SECONDS[min(self._failures, len(RECONNECT_SECONDS) - 1)]
             self._failures += 1
             await asyncio.sleep(pause)
@@ -112,6 +114,15 @@ class WorkerWatch:
         for placement in self.wanted.placements:
             self._mirror.placement(placement.id, "unknown: the worker is unreachable")
 
+    async def _hold(self) -> None:
+        """While its host changes its mode, requests wait for a worker that is not there."""
+        wanted = self.wanted
+        absent = WorkerSnapshot(wanted.name, wanted.address, wanted.epoch or 0, 0, "", "", False, 0, 0, loadable=self.loadable)
+        try:
+            await registry.publish(self._redis, _cordoned(absent, wanted))
+        except RedisError as error:
+            _LOG.warning("worker %s cannot be published: %s", wanted.name, type(error).__name__)
+
     async def _heard(self, client: DaemonClient, snapshot: WorkerSnapshot) -> None:
         if snapshot.worker_id != self.wanted.name:
             self.snapshot = None
@@ -122,11 +133,22 @@ class WorkerWatch:
             self._mirror.status("stuck: its step stands still while requests run")
             await registry.forget(self._redis, self.wanted.name)
             return
+        if self.wanted.epoch not in (None, snapshot.epoch):
+            self.snapshot = None
+            self._mirror.status(f"of epoch {snapshot.epoch}, which is not {self.wanted.epoch}: fenced off")
+            await (self._hold() if self.wanted.cordoned else registry.forget(self._redis, self.wanted.name))
+            return
         self._heard_at = time.monotonic()
-        self.snapshot = self._in_order(snapshot)
+        ordered = self._in_order(snapshot)
+        self._mirror.device(snapshot.device, snapshot.memory_total_bytes)
+        if self.wanted.cordoned:
+            self.snapshot = None  # the manager leaves it alone
+            self._mirror.status("cordoned: its host changes its mode")
+            await registry.publish(self._redis, _cordoned(ordered, self.wanted))
+            return
+        self.snapshot = ordered
         await registry.publish(self._redis, self.snapshot)
         self._mirror.status("draining" if snapshot.draining else "serving")
-        self._mirror.device(snapshot.device, snapshot.memory_total_bytes)
         for folder in snapshot.folders:
             self._mirror.peak(folder.model, folder.measured_bytes)
         for placement in self.wanted.placements:
@@ -173,3 +195,10 @@ class WorkerWatch:
             return resident.state
         failure = self._loader.failing.get(policy.folder) if policy is not None else None
         return failure or self.refused.get(placed.model) or "waiting for room"
+
+
+def _cordoned(snapshot: WorkerSnapshot, wanted: Assignment) -> WorkerSnapshot:
+    """As the worker is, with what is placed there as on its way."""
+    absent = [placed for placed in wanted.placements if snapshot.resident(placed.model) is None]
+    coming = tuple(ResidentModel(placed.model, "loading", progress=0.0, engine=placed.engine) for placed in absent)
+    return dataclasses.replace(snapshot, models=snapshot.models + coming, cordoned=True)

@@ -92,7 +92,7 @@ def candidates(model: str, workers: Iterable[WorkerSnapshot], busy: dict[str, in
     found = []
     for worker in workers:
         resident = worker.resident(model)
-        if worker.draining or resident is None or resident.state != "ready":
+        if worker.draining or worker.cordoned or resident is None or resident.state != "ready":
             continue
         count = busy.get(worker.worker_id, 0)
         found.append(
@@ -143,10 +143,11 @@ def cause_of_waiting(model: str, workers: Iterable[WorkerSnapshot], *, held_back
         return "batch_window"
     known = list(workers)
     holders = [worker for worker in known if worker.resident(model) is not None]
+    leaving = [worker for worker in holders if worker.draining or worker.cordoned]
     states = {resident.state for worker in holders if (resident := worker.resident(model))}
-    if any(not worker.draining for worker in holders) and "ready" in states:
+    if len(leaving) < len(holders) and "ready" in states:
         return "capacity"
-    if any(worker.draining for worker in holders):
+    if leaving:
         return "mode_switch"
     on_its_way = states & {"loading", "unloading"} or any(model in worker.loadable for worker in known)
     return "model_load" if on_its_way else "no_worker"

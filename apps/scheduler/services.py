@@ -22,6 +22,7 @@ from apps.core.redis import server_time_ms, shared
 from apps.core.tasks import end
 from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, RequestFinished, WorkerSnapshot
 from apps.fleet import registry
+from apps.fleet.modes import demand
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.scheduler import costs, forecast, queue, refusals
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
@@ -116,15 +117,17 @@ _shortest: TtlCache[str, int] = TtlCache(_shortest_context, seconds=1.0, entries
 
 
 async def _able_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
-    """The live workers that can run the model now; when there are none, those that are loading it or would. Raises
-    Unavailable when there are none of those either."""
+    """The live workers that can run the model now; when there are none, those that are loading it or would, or will once
+    their host's mode has changed. Raises Unavailable when there are none of those either."""
     workers = [w for w in await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms) if not w.draining]
     state, reason = registry.state_of(model, workers)
     if state == "ready":
-        return [w for w in workers if (held := w.resident(model)) and held.state == "ready"]
+        return [w for w in workers if not w.cordoned and (held := w.resident(model)) and held.state == "ready"]
     if state in ("loading", "on_demand"):
         return [w for w in workers if w.resident(model) is not None or model in w.loadable]
     card = (await model_cards()).get(model)
+    if card is not None:
+        await demand.note(redis, model)
     if state == "not_loaded" and card is not None and not card.has_weights:
         state = "no_weights"
     raise absence_refusal(state, model, reason)

@@ -25,7 +25,7 @@ from apps.core.types import WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.declaration import SECTIONS as FLEET
 from apps.fleet.declaration import effect
-from apps.fleet.models import Host, Worker
+from apps.fleet.models import Host, Mode, Worker
 from apps.fleet.services import host_add, worker_add
 
 SECTIONS = (*FLEET, *ACCOUNTS)
@@ -40,10 +40,15 @@ class Command(BaseCommand):
         host = actions.add_parser("add-host", help="add a machine, or change its address")
         host.add_argument("name")
         host.add_argument("--address", required=True, help="name or IP address by which the site reaches it")
+        host.add_argument("--ssh-host-key", help="have the site manage it, known by this key: 'ssh-ed25519 AAAA...'")
+        host.add_argument("--ssh-user", default="inference")
+        host.add_argument("--ssh-port", type=int, default=22)
+        host.add_argument("--may-switch-itself", action="store_true", help="let unmet demand change its mode")
         worker = actions.add_parser("add-worker", help="add a daemon, or change where it listens")
         worker.add_argument("name", help="as in the daemon's --worker-id")
         worker.add_argument("--host", required=True, help="the host's name")
         worker.add_argument("--port", type=int, required=True)
+        worker.add_argument("--mode", choices=Mode.values, default=Mode.INDIVIDUAL, help="in which mode of the host it runs")
         worker.add_argument("--model", action="append", default=[], help="place this model on it; may be repeated")
         actions.add_parser("remove-worker", help="forget a daemon").add_argument("name")
         actions.add_parser("export", help="print all of it, and plans and limits, as a file for plan and apply")
@@ -58,15 +63,21 @@ class Command(BaseCommand):
         action(options)
 
     def _add_host(self, options: dict[str, Any]) -> None:
-        host = host_add(name=options["name"], address=options["address"])
-        self.stdout.write(f"host {host.name} at {host.address}")
+        names = ("name", "address", "ssh_host_key", "ssh_user", "ssh_port", "may_switch_itself")
+        try:
+            host = host_add(**{name: options[name] for name in names})
+        except InvalidRequest as error:
+            raise CommandError(error.message) from None
+        self.stdout.write(f"host {host.name} at {host.address}{', managed over SSH' if host.is_managed else ''}")
 
     def _add_worker(self, options: dict[str, Any]) -> None:
         host = Host.objects.filter(name=options["host"]).first()
         if host is None:
             raise CommandError(f"no host {options['host']}: add it with `manage.py fleet add-host` first")
         try:
-            worker = worker_add(name=options["name"], host=host, port=options["port"], models=options["model"])
+            worker = worker_add(
+                name=options["name"], host=host, port=options["port"], models=options["model"], mode=options["mode"]
+            )
         except InvalidRequest as error:
             raise CommandError(error.message) from None
         self.stdout.write(f"worker {worker.name} at {worker.address}")
@@ -78,10 +89,10 @@ class Command(BaseCommand):
         self.stdout.write(f"removed {options['name']}")
 
     def _list(self, options: dict[str, Any]) -> None:
-        table = Table("worker", "host", "address", "status", "placed")
+        table = Table("worker", "host", "mode", "address", "status", "placed")
         for worker in Worker.objects.select_related("host").prefetch_related("placements__model"):
             placed = ", ".join(f"{p.model} ({p.model.engine}, {p.state})" for p in worker.placements.all())
-            table.add_row(worker.name, worker.host.name, worker.address, worker.status, placed)
+            table.add_row(worker.name, worker.host.name, worker.mode, worker.address, worker.status, placed)
         Console().print(table)
 
     # --- As code ---

@@ -4,7 +4,7 @@ from django.db import migrations, models
 class Migration(migrations.Migration):
 
     dependencies = [
-        ('fleet', '0002_model_engine'),
+        ('fleet', '0003_manager'),
     ]
 
     operations = [
