@@ -11,8 +11,8 @@ from django.conf import settings
 
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
-from apps.fleet.manager import Policy
 from apps.fleet.models import Model, Worker
+from apps.fleet.planning import Policy
 
 CACHE_SECONDS = 4.0
 TINY_MARK = "tiny.json"  # in the folder of a seeded checkpoint that has the architecture and not the weights
