@@ -23,8 +23,9 @@ from apps.core.database import in_database
 from apps.core.redis import LuaScript
 from apps.core.tasks import end
 from apps.fleet import registry
-from apps.fleet.manager import Demand, Planner, Policy, Rules
+from apps.fleet.manager import Planner
 from apps.fleet.modes.keeper import ModeKeeper
+from apps.fleet.planning import Demand, Policy, Rules
 from apps.fleet.selectors import Assignment, assignments, policies
 from apps.fleet.watch import WorkerWatch
 

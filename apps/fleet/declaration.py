@@ -14,8 +14,9 @@ from pydantic import Field
 from apps.core.declared import Entry, Section, Wanted
 from apps.core.errors import InvalidRequest
 from apps.core.types import ResidentModel, WorkerSnapshot
-from apps.fleet.manager import Planner, Policy, Rules, Site
+from apps.fleet.manager import Planner
 from apps.fleet.models import Host, Model, Placement, Worker
+from apps.fleet.planning import Policy, Rules, Site
 
 MOST_ROUNDS = 100
 

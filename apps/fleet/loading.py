@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from apps.core.errors import ServiceError
 from apps.core.tasks import end
 from apps.fleet.daemon_client import DaemonClient
-from apps.fleet.manager import Action
+from apps.fleet.planning import Action
 
 RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 300.0

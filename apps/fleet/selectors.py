@@ -13,8 +13,8 @@ from django.conf import settings
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
 from apps.core.types import folder_of
-from apps.fleet.manager import Policy
 from apps.fleet.models import Model, ModeSwitch, Placement, Worker
+from apps.fleet.planning import Policy
 from apps.fleet.weights import is_here, is_tiny
 
 CACHE_SECONDS = 4.0

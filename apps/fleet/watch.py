@@ -20,8 +20,8 @@ from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
 from apps.fleet.loading import Loader
-from apps.fleet.manager import Action, Policy, Site
 from apps.fleet.mirror import Mirror
+from apps.fleet.planning import Action, Policy, Site
 from apps.fleet.selectors import Assignment, PlacedModel
 
 STATUS_INTERVAL_MS = 500

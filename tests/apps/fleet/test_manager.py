@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from apps.core.types import ModelFolder, ResidentModel, WorkerSnapshot
-from apps.fleet.manager import Action, Demand, Planner, Policy, Rules, Site
+from apps.fleet.manager import Planner
+from apps.fleet.planning import Action, Demand, Policy, Rules, Site
 
 NOW = 100_000
 SIZE = 10
