@@ -23,8 +23,8 @@ export class Attachments {
     return this.enabled ? [...this.#urls] : [];
   }
 
-  clear() {
-    this.#urls = [];
+  set urls(urls) {
+    this.#urls = urls;
     this.#draw();
   }
 

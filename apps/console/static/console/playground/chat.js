@@ -64,11 +64,12 @@ export class Chat extends Panel {
   async run(signal) {
     const { prompt } = this.form.elements;
     const text = prompt.value.trim();
+    const pictures = this.attachments.urls;
     this.#messages.push(this.#question(text));
     this.part("empty").hidden = true;
-    addQuestion(this.part("log"), text, this.attachments.urls);
+    const question = addQuestion(this.part("log"), text, pictures);
     prompt.value = "";
-    this.attachments.clear();
+    this.attachments.urls = [];
     const answer = addAnswer(this.part("log"), this.badge(this.form.elements.model.value));
     const figures = new Figures();
     let said = "";
@@ -83,27 +84,29 @@ export class Chat extends Panel {
         this.stats(...figures.line());
       }
     } finally {
-      this.#keep(answer, said, figures);
+      answer.finish([...figures.line(), figures.finish].join(" · "));
+      if (said) this.#messages.push({ role: "assistant", content: said });
+      else this.#messages.pop(); // a question that got nothing is no part of the conversation
+      if (!figures.first) this.#takeBack([question, answer.turn], text, pictures);
+      prompt.focus();
     }
     const line = [...figures.line(), await cost(figures.id)].filter(Boolean);
     this.stats(...line);
     answer.finish([...line, figures.finish].join(" · "));
   }
 
-  // What was said is part of the conversation, however it ended; a question that got nothing is not.
-  #keep(answer, said, figures) {
-    answer.finish([...figures.line(), figures.finish].join(" · "));
-    if (said) this.#messages.push({ role: "assistant", content: said });
-    else this.#messages.pop();
-    if (!figures.first) answer.remove();
-    this.form.elements.prompt.focus();
+  // What was refused can be changed and sent again.
+  #takeBack(turns, text, pictures) {
+    for (const turn of turns) turn.remove();
+    this.form.elements.prompt.value ||= text;
+    this.attachments.urls = pictures;
   }
 
   #clear() {
     this.#messages = [];
     this.part("log").replaceChildren();
     this.part("empty").hidden = false;
-    this.attachments.clear();
+    this.attachments.urls = [];
     this.stats();
     this.problem(null);
     this.form.elements.prompt.focus();

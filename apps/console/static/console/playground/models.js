@@ -36,12 +36,16 @@ function option(model) {
   return element;
 }
 
-function missing(models) {
-  if (!models.length) return [make("p", { class: "card missing" }, "Your key may use no model of this kind.")];
-  if (models.some((model) => model.state === "loading")) return [make("p", { class: "card missing" }, `${models[0].name} is loading and will be ready in a moment.`)];
-  const name = models[0].id;
+// `models` are sorted: the first is the nearest to being ready.
+function missing([model]) {
   const code = (text) => make("code", {}, text);
-  return [make("p", { class: "card missing" }, "No model of this kind is ready yet. Start with ", code(`DEMO_MODELS=${name} make run`),
-    ", or fetch its weights with ", code(`manage.py models pull ${name}`), " (", code(`make-tiny ${name}`),
-    " makes a tiny test checkpoint instead) and place it on a worker.")];
+  const said = {
+    loading: () => [`${model.name} is loading and will be ready in a moment.`],
+    not_loaded: () => [`${model.name} is not loaded: either others load before it, or it is placed on no worker yet.`],
+    no_worker: () => ["No worker is up. ", code("manage.py fleet list"), " shows what is known of them."],
+    no_weights: () => ["No model of this kind has weights here. Start with ", code(`DEMO_MODELS=${model.id} make run`), "; or fetch them with ",
+      code(`manage.py models pull ${model.id}`), ", or stand in a tiny test checkpoint with ", code(`manage.py models make-tiny ${model.id}`),
+      ", and place the model on a worker."],
+  }[model?.state] ?? (() => ["Your key may use no model of this kind."]);
+  return [make("p", { class: "card missing" }, ...said())];
 }

@@ -3,7 +3,9 @@ import { duration, make } from "./dom.js";
 
 export function addQuestion(log, text, pictures) {
   const shown = pictures.map((url) => make("img", { src: url, alt: "attached picture" }));
-  add(log, make("div", { class: "message user" }, make("div", {}, ...shown, text)));
+  const turn = make("div", { class: "message user" }, make("div", {}, ...shown, text));
+  add(log, turn);
+  return turn;
 }
 
 // An answer being written.
@@ -14,6 +16,7 @@ export function addAnswer(log, madeBy) {
   add(log, turn);
   let thought = null;
   return {
+    turn,
     think(piece) {
       thought ??= addThought(turn);
       thought.add(piece);
@@ -28,7 +31,6 @@ export function addAnswer(log, madeBy) {
       body.hidden = !body.textContent;
       foot.replaceChildren(madeBy, ` · ${line}`);
     },
-    remove: () => turn.remove(),
   };
 }
 

@@ -7,7 +7,7 @@ const SHOWN = 12;
 const SIZES = { real: ["720x480"], tiny: ["128x128", "64x64", "256x160", "720x480"] };
 
 export class Video extends Panel {
-  #listed = false;
+  #listed = null;
 
   constructor() {
     super("video");
@@ -25,19 +25,18 @@ export class Video extends Panel {
     return { path: "/videos", method: "videos.create", result: "video", ours: ["frames", "steps", "seed"], body, prelude: PRELUDE, then: THEN };
   }
 
-  // The organization's earlier videos, once the tab is first looked at.
-  async opened() {
-    if (this.#listed) return;
-    this.#listed = true;
-    try {
-      const { data } = await (await ask(`/videos?limit=${SHOWN}`)).json();
-      for (const video of data.reverse()) this.#add(video);
-    } catch (error) {
-      this.problem(error);
-    }
+  // The organization's earlier videos are there once the tab is first looked at.
+  opened() {
+    this.#listed ??= this.#list().catch((error) => this.problem(error));
+  }
+
+  async #list() {
+    const { data } = await (await ask(`/videos?limit=${SHOWN}`)).json();
+    for (const video of data.reverse()) this.#add(video);
   }
 
   async run(signal) {
+    await this.#listed;
     const call = this.call();
     const video = await (await ask(call.path, { method: "POST", body: call.body, signal })).json();
     this.#add(video, call);
