@@ -29,6 +29,7 @@ from apps.metrics.selectors import dashboard as metrics_dashboard
 from apps.scheduler import services
 from apps.scheduler.costs import every as cost_models
 
+TABS = ("chat", "speech", "images", "video", "transcribe", "embeddings")
 WINDOWS = {"15 minutes": 900, "1 hour": 3600, "24 hours": 86400, "7 days": 604800}
 View = Callable[..., HttpResponse]
 
@@ -51,7 +52,7 @@ def _member(view: View) -> View:
 @require_GET
 @_member
 def playground(request: HttpRequest, principal: Principal) -> HttpResponse:
-    return render(request, "console/playground.html", {"page": "playground"})
+    return render(request, "console/playground.html", {"page": "playground", "tabs": TABS})
 
 
 @require_GET

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from apps.fleet.weights import make_tiny
 from tests.e2e.bad_input import SEEING
 from tests.services import ROOT, free_port
 
 STOP_SECONDS = 15
+BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,30 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[RunningStack]:
     """Every embedded service, a real model, one gateway; shared by all e2e tests."""
-    var = tmp_path_factory.mktemp("stack") / "var"
-    for parent in (var.parent, *var.parent.parents[:2]):
+    with started(tmp_path_factory.mktemp("stack"), MODELS_DIR=str(models_dir)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "the browser tests need chromium; `make browser` says how to get it"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def started(folder: Path, **environment: str) -> Iterator[RunningStack]:
+    """A stack of its own in `folder`, up until the block ends."""
+    for parent in (folder, *folder.parents[:2]):
         parent.chmod(0o755)  # Postgres, not being root, must be able to reach its data
-    port, key = free_port(), "sk-" + secrets.token_urlsafe(32)
+    var, port, key = folder / "var", free_port(), "sk-" + secrets.token_urlsafe(32)
     ours = {"DATABASE_URL", "REDIS_URL", "CLICKHOUSE_URL", "SECRET_KEY", "DAEMON_TOKEN", "METRICS_TOKEN"}
     env = {name: value for name, value in os.environ.items() if name not in ours}
-    env |= {"MODELS_DIR": str(models_dir), "VAR_DIR": str(var), "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key}
-    log = var.parent / "up.log"
+    env |= {"VAR_DIR": str(var), "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key, **environment}
+    log = folder / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(
             [sys.executable, "manage.py", "up"], cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT

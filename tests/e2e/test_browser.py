@@ -2,51 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.conftest import RunningStack
-
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-PHONE = {"width": 390, "height": 844}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    assert chromium, "the browser test needs chromium; `make browser` says how to get it"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
+from tests.e2e.pages import PHONE, shot, signed_in
 
 
 @pytest.fixture
 def page(browser: Browser, stack: RunningStack) -> Iterator[Page]:
-    """A signed-in operator. Nothing may be said in the browser's console as an error."""
-    context = browser.new_context(base_url=stack.url, viewport={"width": 1280, "height": 860})
-    page = context.new_page()
-    problems: list[str] = []
-    page.on("pageerror", lambda error: problems.append(str(error)))
-    page.goto("/console/")
-    page.get_by_label("User name").fill("admin")
-    page.get_by_label("Password").fill(stack.admin_password)
-    page.get_by_role("button", name="Sign in").click()
-    expect(page.locator("#composer")).to_be_visible()
-    yield page
-    context.close()
-    assert problems == []
-
-
-def shot(page: Page, name: str) -> None:
-    if folder := os.environ.get("SCREENSHOTS"):
-        page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+    with signed_in(browser, stack) as page:
+        yield page
 
 
 def ask(page: Page, text: str) -> None:
@@ -66,20 +35,21 @@ def test_a_wrong_password_is_told_kindly(browser: Browser, stack: RunningStack) 
 
 
 def test_a_chat_streams_with_its_speed_and_its_code(page: Page) -> None:
-    expect(page.locator("#model")).to_have_value("smollm2-135m")
+    chat = page.locator("#chat")
+    expect(chat.get_by_label("Model")).to_have_value("smollm2-135m")
     page.get_by_label("Max tokens").fill("40")
-    page.locator("#temperature").fill("0")  # drawn by chance, a small model need not know
+    chat.get_by_label("Temperature").fill("0")  # drawn by chance, a small model need not know
     ask(page, "What is the capital of France?")
     answer = page.locator(".message.assistant").last
     expect(answer).to_contain_text("Paris", timeout=20_000)
-    expect(page.locator("#stats")).to_contain_text("tokens/s", timeout=20_000)
+    expect(chat.locator(".stats")).to_contain_text("tokens/s", timeout=20_000)
     expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=20_000)
     shot(page, "playground")
     page.get_by_role("button", name="View code").click()
-    expect(page.locator("#snippet")).to_contain_text("from openai import OpenAI")
-    shot(page, "playground-code")
-    page.get_by_role("button", name="curl").click()
     expect(page.locator("#snippet")).to_contain_text("curl -N")
+    shot(page, "playground-code")
+    page.get_by_role("button", name="Python").click()
+    expect(page.locator("#snippet")).to_contain_text("from openai import OpenAI")
     page.get_by_role("button", name="Close").click()
     page.set_viewport_size(PHONE)
     shot(page, "playground-phone")
@@ -88,10 +58,17 @@ def test_a_chat_streams_with_its_speed_and_its_code(page: Page) -> None:
 def test_stop_ends_an_answer_at_once(page: Page) -> None:
     page.get_by_label("Max tokens").fill("2000")
     ask(page, "Write a very long story about the sea, with many chapters.")
-    expect(page.locator("#stats")).to_contain_text("tokens/s", timeout=20_000)
+    expect(page.locator("#chat .stats")).to_contain_text("tokens/s", timeout=20_000)
     page.get_by_role("button", name="Stop").click()
     expect(page.get_by_role("button", name="Send")).to_be_visible(timeout=3_000)
     expect(page.locator(".message.assistant small").last).to_contain_text("stopped")
+
+
+def test_a_tab_without_a_model_says_how_to_get_one(page: Page) -> None:
+    page.get_by_role("tab", name="Images").click()
+    expect(page.locator("#images .missing")).to_contain_text("manage.py models pull sd-turbo")
+    expect(page.get_by_label("Model")).to_have_value("")
+    shot(page, "playground-without-model")
 
 
 def test_a_key_is_made_shown_once_and_revoked(page: Page) -> None:
