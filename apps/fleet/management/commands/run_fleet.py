@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
+from apps.core.processes import stop_on_signal
 from apps.core.redis import connect
 from apps.fleet.controller import Controller
 
@@ -22,10 +22,7 @@ class Command(BaseCommand):
         asyncio.run(self._main())
 
     async def _main(self) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop = stop_on_signal()
         redis = connect(settings.ENV.redis_url)
         try:
             await Controller(redis, f"{socket.gethostname()}-{os.getpid()}").run(stop)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand
 
+from apps.core.processes import stop_on_signal
 from apps.core.redis import connect
 from apps.metrics.writer import Writer
 
@@ -20,9 +20,7 @@ class Command(BaseCommand):
         asyncio.run(self._main())
 
     async def _main(self) -> None:
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        stop = stop_on_signal()
         redis = connect(settings.ENV.redis_url)
         try:
             await Writer(redis).run(stop)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandParser
 
+from apps.core.processes import stop_on_signal
 from apps.core.redis import connect
 from apps.scheduler.dispatcher import Dispatcher
 
@@ -26,10 +26,7 @@ class Command(BaseCommand):
         asyncio.run(self._main(options["log"]))
 
     async def _main(self, log: Path | None) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        stop = stop_on_signal()
         redis = connect(settings.ENV.redis_url)
         try:
             await Dispatcher(redis, f"{socket.gethostname()}-{os.getpid()}", log).run(stop)
