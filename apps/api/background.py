@@ -15,6 +15,7 @@ from django.db import Error as DatabaseError
 from redis.exceptions import RedisError
 
 from apps.api.batch_runner import run_batch
+from apps.api.responses import store
 from apps.api.video_runner import run_video
 from apps.api.webhooks import deliver_due
 from apps.core.database import in_database
@@ -41,6 +42,7 @@ class Background:
             asyncio.create_task(self._claim(Batch, run_batch, BATCHES_AT_ONCE)),
             asyncio.create_task(self._every(POLL_SECONDS, deliver_due)),
             asyncio.create_task(self._every(PURGE_SECONDS, lambda: in_database(jobs.purge))),
+            asyncio.create_task(self._every(PURGE_SECONDS, lambda: in_database(store.purge))),
         ]
         await stop.wait()
         await end(*loops)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from anthropic.types import Message, RawMessageStreamEvent
 from asgiref.sync import sync_to_async
-from django.core.management import call_command
 from django.utils import timezone
 from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import TypeAdapter
@@ -24,6 +23,7 @@ from apps.api.responses import items, seal, store
 from apps.api.responses.render import ResponseRenderer
 from apps.api.responses.schemas import CreateResponse
 from apps.api.schemas import parse
+from apps.core.database import in_database
 from apps.core.errors import InvalidRequest, NotFound, Unavailable
 from apps.core.types import ChoiceFinished, FinishReason, Outcome, RequestFinished, TextDelta, ToolCallDelta, Usage
 from apps.fleet.selectors import ModelCard
@@ -199,7 +199,7 @@ async def test_a_stored_response_lapses_and_is_purged() -> None:
     await sync_to_async(StoredResponse.objects.update)(expires_at=timezone.now() - timedelta(seconds=1))
     with pytest.raises(NotFound):
         await store.response(org, "resp_1")
-    await sync_to_async(call_command)("purge_responses", verbosity=0)
+    await in_database(store.purge)
     assert await sync_to_async(StoredResponse.objects.count)() == 0
 
 
