@@ -100,6 +100,12 @@ async def availability(redis: Redis, card: ModelCard, *, timeout_ms: int) -> str
     return "no_weights" if state == "not_loaded" and not card.has_weights else state
 
 
+def is_ready(worker: WorkerSnapshot, model: str) -> bool:
+    """Whether it can run the model now."""
+    held = worker.resident(model)
+    return held is not None and held.state == "ready" and not (worker.draining or worker.cordoned)
+
+
 def state_of(model: str, alive: Iterable[WorkerSnapshot]) -> tuple[str, str]:
     """ready, loading, on_demand, load_failed (and why), not_loaded or no_worker; what a cordoned worker holds is on its way.
     Pure."""

@@ -77,14 +77,16 @@ class Refusal:
     retry_ms: int
 
 
-async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, pace: float) -> Place | Refusal:
-    """Admits the request unless a bound of its lane stands against it. The lane's drain is its work over `pace`."""
+async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, pace: float, held: bool = False) -> Place | Refusal:
+    """Admits the request unless a bound of its lane stands against it. The lane's drain is its work over `pace`. One that is
+    `held` until its model is loaded waits as long as it may take altogether."""
     env = settings.ENV
     limits = env.classes[request.priority]
+    queue_timeout_ms = limits.total_timeout_ms if held else limits.queue_timeout_ms
     args: tuple[str | int | float, ...] = (
         request.id, request.model, request.org_id, request.key_id, encode_request(request),
         request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
-        request.weight, limits.boost_ms, limits.queue_timeout_ms, limits.total_timeout_ms,
+        request.weight, limits.boost_ms, queue_timeout_ms, limits.total_timeout_ms,
         limits.max_wait_ms, env.queue_max_requests, env.queue_max_requests_per_org,
         env.queue_max_drain_ms, pace, int(request.priority), int(request.stream), request.image_tokens,
         " ".join(beginnings(request.model, request.org_id, request.prompts[0])) if request.prompts else "",

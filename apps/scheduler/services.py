@@ -77,7 +77,8 @@ async def _submit(
     try:
         await blobs.put(redis, attachments, ttl_ms)
         cost = price(request, await costs.to_price_by(redis, request.model, workers))
-        placed = await queue.enqueue(redis, request, cost, pace=pace)
+        held = not any(registry.is_ready(worker, request.model) for worker in workers)
+        placed = await queue.enqueue(redis, request, cost, pace=pace, held=held)
         if isinstance(placed, Refusal):
             raise queue_refusal(placed.verdict, request.model, placed.retry_ms, random.random())
     except (ServiceError, RedisError):
@@ -122,7 +123,7 @@ async def _able_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
     workers = [w for w in await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms) if not w.draining]
     state, reason = registry.state_of(model, workers)
     if state == "ready":
-        return [w for w in workers if not w.cordoned and (held := w.resident(model)) and held.state == "ready"]
+        return [worker for worker in workers if registry.is_ready(worker, model)]
     if state in ("loading", "on_demand"):
         return [w for w in workers if w.resident(model) is not None or model in w.loadable]
     card = (await model_cards()).get(model)
