@@ -1,9 +1,7 @@
 """Turns a llama-architecture GGUF file into the folder the daemon loads: bf16 safetensors, config and tokenizer.
 
-`python -m gpu_daemon.convert_gguf SRC.gguf DST_DIR` writes one JSON object a line to standard output,
-`{"stage": "reading" | "tensors" | "writing" | "done", "progress": 0.0-1.0}`, and exits 0; a file that it cannot use ends
-it with one line on standard error and exit 1. Needs the `gguf` package, and neither torch nor transformers, so that a
-cold start does not wait for them.
+`python -m gpu_daemon.convert_gguf SRC.gguf DST_DIR` (see child.py). Needs the `gguf` package, and neither torch nor
+transformers, so that a cold start does not wait for them.
 """
 
 from __future__ import annotations
@@ -18,6 +16,9 @@ import numpy as np
 import safetensors
 from gguf import GGUFReader, TokenType, dequantize
 from numpy.typing import NDArray
+
+from gpu_daemon import child
+from gpu_daemon.child import UnsupportedFile
 
 _LAYER_TENSORS = {
     "attn_norm": "input_layernorm",
@@ -34,10 +35,6 @@ _TOP_TENSORS = {"token_embd": "model.embed_tokens", "output_norm": "model.norm",
 # What llama.cpp calls a pre-tokenizer, as the published tokenizers of those models spell it.
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 _PRE_TOKENIZERS = {"smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL]}
-
-
-class UnsupportedFile(Exception):
-    """The file is not a GGUF this converter knows. The message is one line for people."""
 
 
 class _Metadata:
@@ -216,19 +213,5 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) != 2:
-        sys.stderr.write("usage: python -m gpu_daemon.convert_gguf SRC.gguf DST_DIR\n")
-        return 2
-    try:
-        for stage, progress in convert(Path(arguments[0]), Path(arguments[1])):
-            sys.stdout.write(json.dumps({"stage": stage, "progress": round(progress, 4)}) + "\n")
-            sys.stdout.flush()
-    except (UnsupportedFile, OSError, ValueError) as error:
-        sys.stderr.write(f"cannot convert the weights: {error}\n")
-        return 1
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(child.run(convert, sys.argv[1:]))

@@ -13,6 +13,10 @@ class InvalidGrammar(InvalidCommand):
     """A grammar that cannot be compiled here, or that a choice's tokens do not follow."""
 
 
+class InvalidPicture(InvalidCommand):
+    """A picture that cannot be decoded, or is beyond what is decoded here."""
+
+
 class ModelNotReady(DaemonError):
     """The model is not loaded here."""
 

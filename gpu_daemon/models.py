@@ -1,38 +1,77 @@
-"""The models of this daemon: loaded, joined, unloaded. One load at a time; a failure leaves what serves serving."""
+"""The models of this daemon: loaded, joined, unloaded. One load at a time; a failure leaves what serves serving.
+
+What does not fit the budget is refused. A model that is unloaded stays in host memory while there is room, and comes back
+from there without its files being read again.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import re
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 import psutil
 
+from gpu_daemon.budget import Budget
+from gpu_daemon.building import build, conditions, find_device, grammars_of, out_of_memory
 from gpu_daemon.config import DaemonConfig
-from gpu_daemon.engine.engine import Engine, EngineThread
+from gpu_daemon.engine.engine import Engine
 from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
-from gpu_daemon.engine.sequence import Delta, EngineKind
+from gpu_daemon.engine.picture import Eyes
+from gpu_daemon.engine.sequence import Delta, EngineKind, Sequence
 from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
+from gpu_daemon.engine.task import Task, TaskRunner
+from gpu_daemon.engine.task_engine import TaskEngine
+from gpu_daemon.engine.turns import DeviceTurns
 from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
+from gpu_daemon.folders import Folder, Folders, require_name
+from gpu_daemon.host_weights import HostWeights, Kept
+from gpu_daemon.sessions import Sessions
+from gpu_daemon.sizing import estimate
 
 if TYPE_CHECKING:
+    from gpu_daemon.runners.parallel import Group
     from gpu_daemon.runners.static_runner import StaticRunner
     from gpu_daemon.runners.torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+KV_SHARE = 4  # of the budget, a quarter is one model's KV at most, unless it is said otherwise
+RESCAN_SECONDS = 2.0
+
+
+@runtime_checkable
+class TextRunner(Protocol):
+    """What both engines of text ask of their runners, beside running."""
+
+    max_model_len: int
+    vocab_size: int
+    eos_ids: frozenset[int]
+    weight_bytes: int
+    prefill_ms_per_token: float
+    decode_ms_per_token: float
+
+    @property
+    def eyes(self) -> Eyes | None:
+        """None: the model does not see."""
+
+    def close(self) -> None: ...
+
+
+AnyRunner: TypeAlias = "TorchRunner | StaticRunner | TaskRunner"
+AnyEngine: TypeAlias = Engine | StaticEngine | TaskEngine
 
 
 @dataclass(slots=True)
 class Resident:
-    """One model in memory, or on its way there or out."""
+    """One model in memory, or on its way there or out. Sizes are in bytes: `kv` is granted, `measured` is its peak."""
 
     name: str
     kind: EngineKind = EngineKind.CONTINUOUS
@@ -40,32 +79,88 @@ class Resident:
     stage: str = "reading"
     progress: float = 0.0
     error: str = ""
-    runner: TorchRunner | StaticRunner | None = None
-    engine: EngineThread | None = None
+    kv_bytes: int = 0
+    measured_bytes: int = 0
+    runner: AnyRunner | None = None
+    engine: AnyEngine | None = None
     grammars: GrammarCompiler | None = None  # None: the model's folder has no tokenizer
     changed: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    @property
+    def idle_seconds(self) -> float:
+        return time.monotonic() - self.engine.load.used_at if self.engine is not None else 0.0
+
+    @property
+    def text_runner(self) -> TextRunner:
+        """Raises InvalidCommand for a model that is not one of text."""
+        if not isinstance(self.runner, TextRunner):
+            raise InvalidCommand(f"{self.name} does not continue text")
+        return self.runner
+
+    @property
+    def task_runner(self) -> TaskRunner:
+        """Raises InvalidCommand for a model of text."""
+        if self.runner is None or isinstance(self.runner, TextRunner):
+            raise InvalidCommand(f"{self.name} only continues text")
+        return self.runner
+
+    def start(self, sequences: list[Sequence]) -> None:
+        assert isinstance(self.engine, Engine | StaticEngine)
+        self.engine.submit(sequences)
+
+    def start_tasks(self, tasks: list[Task]) -> None:
+        assert isinstance(self.engine, TaskEngine)
+        self.engine.submit(tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model that can be run: what a load brings, and what stays of it in host memory."""
+
+    runner: AnyRunner
+    grammars: GrammarCompiler | None
+    measured_bytes: int
+
+    def close(self) -> None:
+        self.runner.close()
 
 
 class Models:
     """Owns every Resident. Lives on the event loop; loading runs in a thread."""
 
-    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None]) -> None:
+    def __init__(self, config: DaemonConfig, deliver: Callable[[int, list[Delta]], None], group: Group | None = None) -> None:
         self._config = config
         self._deliver = deliver
+        self.group = group  # the ranks that models are split over, if any
         self._lock = asyncio.Lock()
+        self._turns = DeviceTurns()
+        free = psutil.virtual_memory().available
         self.residents: dict[str, Resident] = {}
-        self.device = "?"
-        self.host_memory = HostMemory(config.host_kv_bytes or psutil.virtual_memory().available // 4)
+        self.folders: list[Folder] = []
+        self.measured: dict[str, int] = {}  # the largest peak of each model so far
+        self.news = asyncio.Event()  # set, and replaced, whenever a resident changes
+        self.device = "?" if group is None else str(group.device)
+        self.budget = Budget(0)
+        self.host_memory = HostMemory(config.host_kv_bytes or free // 4)
+        self.sessions = Sessions(config.kv_handover, config.token, self.host_memory)
+        self.asleep: HostWeights[Loaded] = HostWeights(max(0, config.host_weights_bytes or free // 4))
+        self._prepared = asyncio.create_task(self._prepare(), name="prepare")
+        self._rescan = asyncio.create_task(self._look_again(), name="folders")
 
-    async def warm(self) -> None:
-        """Imports what loading needs, and finds the device, so that the first load is only a load."""
-        await asyncio.to_thread(self._find_device)
+    async def _prepare(self) -> Folders:
+        """Learns what the device is, which takes torch, which takes seconds to come in."""
+        self.device, total = await asyncio.to_thread(find_device, self._config, self.group)
+        self.budget.total = self._config.memory_bytes or total
+        return Folders(self._config.models_dir, conditions(self._config, self.device))
 
-    def _find_device(self) -> None:
-        from gpu_daemon.runners.static_runner import StaticRunner  # noqa: F401
-        from gpu_daemon.runners.torch_runner import pick_device
-
-        self.device = pick_device(self._config.device)
+    async def _look_again(self) -> None:
+        folders = await self._prepared
+        while True:
+            try:
+                self.folders = await asyncio.to_thread(folders.scan)
+            except OSError as error:
+                _LOG.warning("the models directory cannot be read: %s", error.strerror)
+            await asyncio.sleep(RESCAN_SECONDS)
 
     def ready(self, name: str) -> Resident:
         """Raises ModelNotReady."""
@@ -77,8 +172,9 @@ class Models:
     def start_load(self, name: str, kind: EngineKind = EngineKind.CONTINUOUS) -> Resident:
         """Begins to load a model, or joins the load that is under way. Raises InvalidCommand for a name like no folder, and
         LoadFailed for a model that is here under the other engine."""
-        if not _NAME.fullmatch(name):
-            raise InvalidCommand("a model's name is small letters, digits, dots, dashes and underscores")
+        require_name(name)
+        if self.group is not None and kind is EngineKind.STATIC:
+            raise LoadFailed(f"{name}: the static engine runs on one device, not on a tensor-parallel group")
         resident = self.residents.get(name)
         if resident is None or resident.state == "failed":
             resident = self.residents[name] = Resident(name, kind)
@@ -89,89 +185,134 @@ class Models:
         return resident
 
     async def _load(self, resident: Resident) -> None:
+        async with self._lock:
+            try:
+                await self._bring(resident, await self._prepared)
+            except LoadFailed as error:
+                await self._failed(resident, str(error))
+            except Exception as error:
+                reason = "out of memory" if out_of_memory(error) else f"loading failed ({type(error).__name__})"
+                await self._failed(resident, reason)
+                raise
+            else:
+                await self._change(resident, state="ready", stage="ready", progress=1.0)
+
+    async def _failed(self, resident: Resident, reason: str) -> None:
+        self.budget.release(resident.name)
+        await self._change(resident, state="failed", error=reason)
+
+    async def _bring(self, resident: Resident, folders: Folders) -> None:
+        """From host memory or from disk, within the budget. Raises LoadFailed."""
+        folder = folders.path(resident.name)
+        size = await asyncio.to_thread(estimate, folder, conditions(self._config, self.device, resident.kind))
+        wanted = self._config.kv_bytes or self.budget.total // KV_SHARE
+        resident.kv_bytes = self.budget.reserve(resident.name, size, wanted)
+        loaded = await self._wake(resident, folder) or await self._read(resident, folders, folder)
+        resident.runner, resident.grammars, resident.measured_bytes = loaded.runner, loaded.grammars, loaded.measured_bytes
+        self.measured[resident.name] = max(loaded.measured_bytes, self.measured.get(resident.name, 0))
+        self.budget.settle(resident.name, size.weights + size.activations + resident.kv_bytes)
+        resident.engine = await asyncio.to_thread(self._engine, resident.name, loaded.runner)
+
+    async def _wake(self, resident: Resident, folder: Path) -> Loaded | None:
+        """From host memory; None when it is not there."""
+        if resident.kind is not EngineKind.CONTINUOUS:
+            return None
+        from gpu_daemon.runners.torch_runner import TorchRunner
+
+        asleep = self.asleep.take(resident.name, _written(folder))
+        if asleep is not None:
+            assert isinstance(asleep.runner, TorchRunner)
+            await asyncio.to_thread(asleep.runner.wake, resident.kv_bytes)
+        return asleep
+
+    async def _read(self, resident: Resident, folders: Folders, folder: Path) -> Loaded:
+        """From disk."""
+        await asyncio.to_thread(folders.verify, folder)
         loop = asyncio.get_running_loop()
 
         def report(stage: str, progress: float) -> None:
-            asyncio.run_coroutine_threadsafe(_change(resident, stage=stage, progress=progress), loop)
+            asyncio.run_coroutine_threadsafe(self._change(resident, stage=stage, progress=progress), loop)
 
-        async with self._lock:
-            try:
-                folder = self._config.models_dir / resident.name
-                runner = await asyncio.to_thread(self._build, resident.kind, folder, report)
-                resident.grammars = await asyncio.to_thread(_grammars, folder, runner)
-            except LoadFailed as error:
-                await _change(resident, state="failed", error=str(error))
-                return
-            except Exception as error:
-                await _change(resident, state="failed", error=f"loading failed ({type(error).__name__})")
-                raise
-            resident.runner = runner
-            resident.engine = self._engine(resident.name, runner)
-            await _change(resident, state="ready", stage="ready", progress=1.0)
+        read = partial(build, self._config, self.device, self.group, resident.kind, folder, resident.kv_bytes, report)
+        runner, measured = await asyncio.to_thread(read)
+        grammars = await asyncio.to_thread(grammars_of, folder, runner) if isinstance(runner, TextRunner) else None
+        return Loaded(runner, grammars, measured)
 
-    def _build(self, kind: EngineKind, folder: Path, report: Callable[[str, float], None]) -> TorchRunner | StaticRunner:
-        # Imported here, so that the daemon answers its health check while torch is still on its way in.
+    def _engine(self, name: str, runner: AnyRunner) -> AnyEngine:
         from gpu_daemon.runners.static_runner import StaticRunner
-        from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device, set_threads
-
-        config = self._config
-        set_threads(config.threads)
-        self.device = pick_device(config.device)
-        options = RunnerOptions(
-            device=self.device,
-            max_model_len=config.max_model_len,
-            kv_bytes=config.kv_bytes,
-            threads=config.threads,
-            int8=config.int8,
-        )
-        runner_class = StaticRunner if kind is EngineKind.STATIC else TorchRunner
-        runner = runner_class.load(folder, options, report)
-        runner.warm()
-        return runner
-
-    def _engine(self, name: str, runner: TorchRunner | StaticRunner) -> EngineThread:
         from gpu_daemon.runners.torch_runner import TorchRunner
 
+        turn = partial(self._turns.turn, name)
         if isinstance(runner, TorchRunner):
-            return Engine(name, runner, self._scheduler(name, runner), self._deliver)
-        window = self._config.static_window_ms / 1000
-        return StaticEngine(name, runner, Collector(window, self._config.max_sequences, runner.max_tokens), self._deliver)
+            return Engine(name, runner, self._scheduler(name, runner), self._deliver, turn)
+        if isinstance(runner, StaticRunner):
+            window = self._config.static_window_ms / 1000
+            collector = Collector(window, self._config.max_sequences, runner.max_tokens)
+            return StaticEngine(name, runner, collector, self._deliver, turn)
+        return TaskEngine(name, runner, self._deliver, turn)
 
     def _scheduler(self, name: str, runner: TorchRunner) -> StepScheduler:
         """The bookkeeping of one model: its blocks, and what the host's memory keeps of them."""
-        weights = f"{name}@{_written(self._config.models_dir / name)}"
+        weights = f"{name}@{_written(self._config.models_dir / name)}{'+int8' if self._config.int8 else ''}"
         store = KvStore(self.host_memory, weights, runner.block_bytes, runner.block_costs(), runner.save, runner.restore)
+        self.sessions.welcome(weights, runner, store)
         cache = KvCache(runner.blocks, runner.block_tokens, store)
         return StepScheduler(cache, self._config.step_tokens, self._config.max_sequences)
 
     async def unload(self, name: str, grace_seconds: float) -> None:
         """Removes a model once its sequences are done, or the grace is over. Raises ModelNotReady."""
         resident = self.ready(name)
-        await _change(resident, state="unloading")
+        await self._change(resident, state="unloading")
         await _until_idle([resident], grace_seconds)
+        await asyncio.to_thread(self._put_to_sleep, resident)
         del self.residents[name]
-        await asyncio.to_thread(_stop, resident)
+        self.budget.release(name)
+        self._tell()
+
+    def _put_to_sleep(self, resident: Resident) -> None:
+        """Ends its engine; its weights stay in host memory if there is room for them."""
+        from gpu_daemon.runners.torch_runner import TorchRunner
+
+        runner, grammars = resident.runner, resident.grammars
+        whole = isinstance(runner, TorchRunner) and self.group is None and runner.eyes is None
+        if not isinstance(runner, TorchRunner) or not whole or not self.asleep.has_room_for(runner.weight_bytes):
+            _stop(resident)
+            return
+        assert resident.engine is not None
+        resident.engine.stop()
+        runner.sleep()
+        resident.engine = resident.runner = resident.grammars = None
+        asleep = Loaded(runner, grammars, resident.measured_bytes)
+        stamp = _written(self._config.models_dir / resident.name)
+        self.asleep.keep(resident.name, Kept(asleep, runner.weight_bytes, stamp))
 
     async def drain(self, grace_seconds: float) -> bool:
         """Whether everything finished within the grace."""
         return await _until_idle(list(self.residents.values()), grace_seconds)
 
     async def close(self) -> None:
+        """Stops every engine; what their caches know is left to the next daemon, where the configuration says so."""
+        for task in (self._prepared, self._rescan):
+            task.cancel()
+        await asyncio.gather(self._prepared, self._rescan, return_exceptions=True)
         await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
+        await asyncio.to_thread(self.sessions.leave)
 
+    async def _change(self, resident: Resident, **values: object) -> None:
+        async with resident.changed:
+            for name, value in values.items():
+                setattr(resident, name, value)
+            resident.changed.notify_all()
+        self._tell()
 
-def _grammars(folder: Path, runner: TorchRunner | StaticRunner) -> GrammarCompiler | None:
-    """Ids in, ids out holds without a tokenizer; only grammars need to know how tokens are spelled."""
-    try:
-        return GrammarCompiler(folder / "tokenizer.json", runner.vocab_size, runner.eos_ids)
-    except (OSError, ValueError) as error:
-        _LOG.warning("%s takes no grammars: its tokenizer cannot be read (%s)", folder.name, type(error).__name__)
-        return None
+    def _tell(self) -> None:
+        self.news.set()
+        self.news = asyncio.Event()
 
 
 def _written(folder: Path) -> int:
     """When the folder's weights were last written: what other weights computed is of no use to these."""
-    return max(path.stat().st_mtime_ns for path in folder.glob("*.safetensors"))
+    return max((path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")), default=0)
 
 
 def _stop(resident: Resident) -> None:
@@ -189,10 +330,3 @@ async def _until_idle(residents: list[Resident], grace_seconds: float) -> bool:
             return False
         await asyncio.sleep(0.05)
     return True
-
-
-async def _change(resident: Resident, **values: object) -> None:
-    async with resident.changed:
-        for name, value in values.items():
-            setattr(resident, name, value)
-        resident.changed.notify_all()

@@ -1,33 +1,40 @@
-"""The gRPC servicer: checks, translates and streams. It decides nothing about scheduling."""
+"""The gRPC servicer: checks and streams; wire.py translates. It decides nothing about scheduling."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import itertools
-import math
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, TypeAlias
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import grpc
 import psutil
 
+from gpu_daemon import wire
 from gpu_daemon.config import DaemonConfig
-from gpu_daemon.engine.sequence import Delta, EngineKind, FinishReason, Logprob, Sampling, Sequence
-from gpu_daemon.errors import DaemonError, Draining, InvalidCommand, InvalidGrammar, LoadFailed, ModelNotReady, StaleEpoch
+from gpu_daemon.engine.sequence import Delta, FinishReason, Sequence
+from gpu_daemon.errors import (
+    DaemonError,
+    Draining,
+    InvalidCommand,
+    InvalidGrammar,
+    InvalidPicture,
+    LoadFailed,
+    ModelNotReady,
+    StaleEpoch,
+)
 from gpu_daemon.models import Models, Resident
+from gpu_daemon.preparing import Preparing
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
-MAX_MESSAGE_BYTES = 16 << 20
-MAX_CHOICES = 256
-MAX_LOGIT_BIAS = 1024
-MAX_TOP_LOGPROBS = 20
-COMPILERS = 2  # threads that compile grammars, beside the engines'
+if TYPE_CHECKING:
+    from gpu_daemon.runners.parallel import Group
+
+MAX_MESSAGE_BYTES = 32 << 20
 OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -42,25 +49,6 @@ _STATUS: dict[type[DaemonError], grpc.StatusCode] = {
     StaleEpoch: grpc.StatusCode.FAILED_PRECONDITION,
     Draining: grpc.StatusCode.UNAVAILABLE,
 }
-_STATES = {
-    "loading": pb.MODEL_STATE_LOADING,
-    "ready": pb.MODEL_STATE_READY,
-    "unloading": pb.MODEL_STATE_UNLOADING,
-    "failed": pb.MODEL_STATE_FAILED,
-}
-_REASONS = {
-    FinishReason.STOP: pb.FINISH_REASON_STOP,
-    FinishReason.LENGTH: pb.FINISH_REASON_LENGTH,
-    FinishReason.CANCELLED: pb.FINISH_REASON_CANCELLED,
-    FinishReason.EXPIRED: pb.FINISH_REASON_EXPIRED,
-    FinishReason.FAILED: pb.FINISH_REASON_FAILED,
-}
-_KINDS = {
-    pb.ENGINE_KIND_UNSPECIFIED: EngineKind.CONTINUOUS,
-    pb.ENGINE_KIND_CONTINUOUS: EngineKind.CONTINUOUS,
-    pb.ENGINE_KIND_STATIC: EngineKind.STATIC,
-}
-_KIND_NUMBERS = {kind: number for number, kind in _KINDS.items()}
 _Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
@@ -104,14 +92,13 @@ def _refusing(handler: grpc.RpcMethodHandler[Any, Any]) -> Any:
 class GpuDaemon(pb_grpc.GpuDaemonServicer):
     """One daemon: its models, and the streams of its callers."""
 
-    def __init__(self, config: DaemonConfig) -> None:
+    def __init__(self, config: DaemonConfig, group: Group | None = None) -> None:
         self._config = config
         self._loop = asyncio.get_running_loop()
         self._callers: dict[int, asyncio.Queue[pb.StepOutput]] = {}
         self._numbers = itertools.count(1)
-        self._compilers = ThreadPoolExecutor(COMPILERS, "grammar")
-        self._compiling: dict[tuple[int, str, int], asyncio.Task[None]] = {}  # by caller, request and attempt
-        self.models = Models(config, self._from_engine)
+        self._preparing = Preparing()
+        self.models = Models(config, self._from_engine, group)
         self.draining = False
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -126,7 +113,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
     def _route(self, step: int, deltas: list[Delta]) -> None:
         by_caller: defaultdict[int, list[pb.SequenceDelta]] = defaultdict(list)
         for delta in deltas:
-            by_caller[delta.caller].append(_delta_message(delta))
+            by_caller[delta.caller].append(wire.delta_message(delta))
         for caller, messages in by_caller.items():
             if caller in self._callers:
                 self._callers[caller].put_nowait(pb.StepOutput(step=step, deltas=messages))
@@ -149,8 +136,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         finally:
             reader.cancel()
             del self._callers[caller]
-            for key in [key for key in self._compiling if key[0] == caller]:
-                self._compiling[key].cancel()
+            self._preparing.abort_caller(caller)
             for resident in self.models.residents.values():
                 if resident.engine is not None:
                     resident.engine.abort_caller(caller)
@@ -163,8 +149,7 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
                 self._abort(caller, command.abort)
 
     def _abort(self, caller: int, abort: pb.Abort) -> None:
-        if task := self._compiling.get((caller, abort.request_id, abort.attempt)):
-            task.cancel()
+        self._preparing.abort(caller, abort.request_id, abort.attempt)
         for resident in self.models.residents.values():
             if resident.engine is not None:
                 resident.engine.abort(abort.request_id, abort.attempt)
@@ -176,37 +161,29 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             if self.draining:
                 raise Draining("draining")
             resident = self.models.ready(submit.model)
-            sequences = _sequences(caller, submit, resident)
+            if submit.WhichOneof("work"):
+                resident.start_tasks(wire.tasks(caller, submit, resident.task_runner))
+                return
+            sequences = wire.sequences(caller, submit, resident.text_runner)
         except DaemonError as error:
             self._refuse(caller, submit, error)
             return
-        if not submit.sampling.grammar:
-            _start(resident, sequences)
-            return
-        key = (caller, submit.request_id, submit.attempt)
-        task = self._compiling[key] = asyncio.create_task(self._submit_constrained(caller, submit, resident, sequences))
-        task.add_done_callback(lambda _: self._compiling.pop(key, None))
+        if submit.sampling.grammar or submit.pictures:
+            self._preparing.begin(caller, submit, self._submit_prepared(caller, submit, resident, sequences))
+        else:
+            resident.start(sequences)
 
-    async def _submit_constrained(self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]) -> None:
-        """Compiles beside the event loop and the engine, so that others' commands and steps go on; then submits."""
+    async def _submit_prepared(self, caller: int, submit: pb.Submit, resident: Resident, sequences: list[Sequence]) -> None:
         try:
-            if resident.grammars is None:
-                raise InvalidGrammar("the model's folder has no tokenizer")
-            generated = [sequence.generated for sequence in sequences]
-            job = partial(resident.grammars.compile, submit.sampling.grammar, generated)
-            grammars = await self._loop.run_in_executor(self._compilers, job)
-            if resident.engine is None:
-                raise ModelNotReady(f"{resident.name} was unloaded")
+            await self._preparing.prepare(submit, resident, sequences)
         except DaemonError as error:
             self._refuse(caller, submit, error)
             return
-        for sequence, grammar in zip(sequences, grammars, strict=True):
-            sequence.grammar = grammar
-        _start(resident, sequences)
+        resident.start(sequences)
 
     def _refuse(self, caller: int, submit: pb.Submit, error: DaemonError) -> None:
         failed = [
-            Delta(caller, submit.request_id, submit.attempt, choice.index, len(choice.generated_ids),
+            Delta(caller, submit.request_id, submit.attempt, choice.index, len(choice.generated_ids) + choice.done_units,
                   finish_reason=FinishReason.FAILED, error=_FAILURES[type(error)])
             for choice in submit.choices
         ]  # fmt: skip
@@ -217,8 +194,10 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
     async def WatchStatus(self, request: pb.WatchStatusRequest, context: _Context) -> AsyncIterator[pb.DaemonStatus]:
         interval = min(60.0, max(0.05, request.interval_ms / 1000))
         while True:
+            news = self.models.news
             yield self._status()
-            await asyncio.sleep(interval)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(news.wait(), interval)
 
     def _status(self) -> pb.DaemonStatus:
         memory = psutil.virtual_memory()
@@ -227,18 +206,24 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
             from gpu_daemon.runners.torch_runner import device_memory
 
             name, total, free = device_memory(self.models.device)
-        models = [_model_status(resident) for resident in self.models.residents.values()]
+        if self.models.group is not None:
+            name, (total, free) = f"{self.models.group.size} x {name}", self.models.group.memory
+        held = self.models.budget.held
+        models = [wire.model_status(resident, held.get(resident.name, 0)) for resident in self.models.residents.values()]
         return pb.DaemonStatus(
             worker_id=self._config.worker_id,
             epoch=self._config.epoch,
             step=sum(r.engine.load.step for r in self.models.residents.values() if r.engine is not None),
             device=self.models.device,
             device_name=name,
-            mode="individual",
+            mode="individual" if self.models.group is None else "tensor_parallel",
             draining=self.draining,
             memory_total_bytes=total,
             memory_free_bytes=free,
             models=models,
+            memory_budget_bytes=self.models.budget.total,
+            memory_reserved_bytes=sum(self.models.budget.held.values()),
+            folders=[wire.folder_message(folder, self.models) for folder in self.models.folders],
         )
 
     # --- Models ---
@@ -246,9 +231,9 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
     async def LoadModel(self, request: pb.LoadModelRequest, context: _Context) -> AsyncIterator[pb.LoadProgress]:
         try:
             self._check_epoch(request.epoch)
-            if request.engine not in _KINDS:
+            if request.engine not in wire.KINDS:
                 raise InvalidCommand("no such engine")
-            resident = self.models.start_load(request.model, _KINDS[request.engine])
+            resident = self.models.start_load(request.model, wire.KINDS[request.engine])
         except DaemonError as error:
             await context.abort(_STATUS[type(error)], str(error))
         while resident.state == "loading":
@@ -286,106 +271,8 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
 _FAILURES: dict[type[DaemonError], str] = {
     InvalidCommand: "invalid_command",
     InvalidGrammar: "invalid_grammar",
+    InvalidPicture: "invalid_image",
     ModelNotReady: "model_not_ready",
     StaleEpoch: "stale_epoch",
     Draining: "draining",
 }
-
-
-def _start(resident: Resident, sequences: list[Sequence]) -> None:
-    assert resident.engine is not None
-    resident.engine.submit(sequences)
-
-
-def _sequences(caller: int, submit: pb.Submit, resident: Resident) -> list[Sequence]:
-    """Every choice as a sequence. Raises InvalidCommand unless each number is one the model can run with."""
-    runner = resident.runner
-    assert runner is not None
-    sampling = _sampling(submit.sampling, runner.vocab_size)
-    if not 0 < len(submit.choices) <= MAX_CHOICES or not submit.request_id:
-        raise InvalidCommand("a submit has a request id and choices")
-    deadline = time.monotonic() + submit.timeout_ms / 1000 if submit.timeout_ms else math.inf
-    sequences = []
-    for choice in submit.choices:
-        prompt, generated = list(choice.prompt_ids), list(choice.generated_ids)
-        if not prompt or max(prompt + generated) >= runner.vocab_size:
-            raise InvalidCommand("a prompt is empty or holds an id the model does not have")
-        if len(prompt) + sampling.max_tokens > runner.max_model_len or len(generated) >= sampling.max_tokens:
-            raise InvalidCommand("a choice is longer than the model's context, or complete already")
-        sequences.append(
-            Sequence(
-                caller=caller,
-                request_id=submit.request_id,
-                attempt=submit.attempt,
-                choice=choice.index,
-                tokens=prompt + generated,
-                prompt_length=len(prompt),
-                sampling=sampling,
-                salt=submit.cache_salt,
-                deadline=deadline,
-            )
-        )
-    return sequences
-
-
-def _sampling(message: pb.SamplingParams, vocab_size: int) -> Sampling:
-    numbers = [message.temperature, message.top_p, message.min_p, message.presence_penalty, message.frequency_penalty]
-    numbers += [entry.bias for entry in message.logit_bias]
-    if not all(map(math.isfinite, numbers)) or message.max_tokens < 1:
-        raise InvalidCommand("sampling parameters are finite, and max_tokens is 1 at least")
-    if message.top_logprobs > MAX_TOP_LOGPROBS or len(message.logit_bias) > MAX_LOGIT_BIAS:
-        raise InvalidCommand("too many logprobs or biases")
-    if any(entry.token_id >= vocab_size for entry in message.logit_bias):
-        raise InvalidCommand("a bias is for an id the model does not have")
-    return Sampling(
-        max_tokens=message.max_tokens,
-        seed=message.seed,
-        temperature=max(0.0, message.temperature),
-        top_p=message.top_p,
-        top_k=message.top_k,
-        min_p=message.min_p,
-        presence_penalty=message.presence_penalty,
-        frequency_penalty=message.frequency_penalty,
-        logit_bias=tuple((entry.token_id, entry.bias) for entry in message.logit_bias),
-        top_logprobs=None if message.top_logprobs < 0 else message.top_logprobs,
-        ignore_eos=message.ignore_eos,
-    )
-
-
-def _delta_message(delta: Delta) -> pb.SequenceDelta:
-    return pb.SequenceDelta(
-        request_id=delta.request_id,
-        attempt=delta.attempt,
-        choice=delta.choice,
-        first_index=delta.first_index,
-        token_ids=delta.token_ids,
-        logprobs=[_logprob_message(entry) for entry in delta.logprobs],
-        finish_reason=_REASONS[delta.finish_reason] if delta.finish_reason else pb.FINISH_REASON_UNSPECIFIED,
-        cached_tokens=delta.cached_tokens,
-        error=delta.error,
-    )
-
-
-def _logprob_message(entry: Logprob) -> pb.TokenLogprob:
-    top = [pb.TokenAlternative(token_id=token_id, logprob=logprob) for token_id, logprob in entry.top]
-    return pb.TokenLogprob(token_id=entry.token_id, logprob=entry.logprob, top=top)
-
-
-def _model_status(resident: Resident) -> pb.ModelStatus:
-    status = pb.ModelStatus(
-        model=resident.name,
-        state=_STATES[resident.state],
-        progress=resident.progress,
-        error=resident.error,
-        engine=_KIND_NUMBERS[resident.kind],
-    )
-    if resident.engine is not None and resident.runner is not None:
-        load, runner = resident.engine.load, resident.runner
-        status.max_model_len, status.max_running = runner.max_model_len, resident.engine.max_sequences
-        status.running, status.waiting = load.running, load.waiting
-        status.kv_blocks_total, status.kv_blocks_free = load.tokens_total, max(0, load.tokens_free)
-        status.weight_bytes = runner.weight_bytes
-        status.prefill_ms_per_token = load.prefill_ms_per_token or runner.prefill_ms_per_token
-        status.forward_share = load.forward_share
-        status.decode_ms_per_token = load.decode_ms_per_token or runner.decode_ms_per_token
-    return status

@@ -40,6 +40,12 @@ class Env(BaseSettings):
     allowed_origins: str = Field("", description="comma-separated origins, besides our own, for WebSocket and CORS")
     log_level: str = "INFO"
     max_body_bytes: int = 1 << 20
+    max_media_body_bytes: int = Field(36 << 20, description="where a body may hold pictures or audio")
+    max_media_bodies_bytes: int = Field(256 << 20, description="of all bodies beyond MAX_BODY_BYTES that are being answered")
+    max_file_bytes: int = Field(128 << 20, description="of an uploaded file")
+    max_images: int = Field(16, description="images in one chat")
+    max_image_bytes: int = 10 << 20
+    max_images_bytes: int = Field(25 << 20, description="images in one chat, together")
     sse_keep_alive_ms: int = 5_000
     metrics_token: SecretStr = Field(SecretStr(""), description="bearer token that may scrape /metrics")
 
@@ -54,7 +60,13 @@ class Env(BaseSettings):
     max_attempts: int = 2
     batch_window_ms: int = Field(4, description="how long the collector may hold a request while its workers are nearly full")
     batch_max_cost_ms: int = Field(2_000, description="predicted work that closes the collector's window early, at full load")
+    affinity_ms: int = Field(300_000, description="how long a worker is remembered by the beginnings of prompts it took")
     events_ttl_ms: int = Field(600_000, description="how long a finished request's events can be read again")
+
+    # Durable jobs.
+    media_dir: Path = Field(VAR_DIR / "media", description="files of clients, on storage that every gateway and runner reaches")
+    max_batch_lines: int = 10_000
+    webhook_private_addresses: bool = Field(False, description="whether webhooks may be plain HTTP and lead inside")
 
     # The fleet.
     daemon_token: SecretStr = Field(SecretStr(""), description="shared by the site and its daemons")
@@ -62,7 +74,12 @@ class Env(BaseSettings):
     daemon_cert: Path | None = Field(None, description="the certificate that the site shows to daemons")
     daemon_key: Path | None = Field(None, description="its private key")
     models_dir: Path = VAR_DIR / "models"
-    worker_timeout_ms: int = Field(5_000, description="a worker silent for this long is out of routing")
+    demo_models: str = Field("smollm2-135m", description="what `manage.py up` brings: names with commas, or all")
+    worker_timeout_ms: int = Field(4_000, description="a worker silent, or stuck, for this long is out of routing")
+    load_on_demand: bool = Field(True, description="load enabled models that requests ask for, placed or not")
+    model_idle_seconds: int = Field(600, description="a model that is not placed is unloaded when unused for so long; 0: never")
+    model_residency_ms: int = Field(5_000, description="how long a loaded model stays at least")
+    model_turn_ms: int = Field(20_000, description="how long a model starves before one that is asked for too gives way")
     fleet_ssh_key: Path | None = Field(None, description="file of the private key that managed hosts let in")
     switch_drain_ms: int = Field(2_000, description="how long what runs may go on before a mode switch moves it")
     switch_load_ms: int = Field(600_000, description="how long models may take to load in the new mode")

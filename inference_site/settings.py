@@ -32,6 +32,7 @@ INSTALLED_APPS = [
     "apps.fleet",
     "apps.metrics",
     "apps.scheduler",
+    "apps.jobs",
     "apps.api",
     "apps.console",
     "inference_site",
@@ -83,7 +84,7 @@ LOGIN_REDIRECT_URL = "console:home"
 SESSION_COOKIE_SAMESITE = "Lax"
 CSRF_FAILURE_VIEW = "apps.api.errors.csrf_failure"
 X_FRAME_OPTIONS = "DENY"
-DATA_UPLOAD_MAX_MEMORY_SIZE = ENV.max_body_bytes
+DATA_UPLOAD_MAX_MEMORY_SIZE = ENV.max_media_body_bytes  # what each address takes is known to apps/api/routes.py
 
 # --- Pages ---
 LANGUAGE_CODE = "en-us"
@@ -91,6 +92,7 @@ TIME_ZONE = "UTC"
 USE_TZ = True
 STATIC_URL = "static/"
 STATIC_ROOT: Path = VAR_DIR / "static"
+MEDIA_ROOT: Path = ENV.media_dir  # what clients were given or gave; never served as such
 
 # --- Metrics ---
 # Called by the metrics writer with (ledger id, entry) pairs; the two apps do not know each other.

@@ -27,12 +27,40 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
     await client.aclose()
 
 
+def _pulled(model: str) -> Path:
+    models = Path(os.environ["MODELS_DIR"])
+    pull(model, models, lambda *_: None)
+    return models / model
+
+
+@pytest.fixture(scope="session")
+def models_dir() -> Path:
+    """Where real weights are kept between runs."""
+    return Path(os.environ["MODELS_DIR"])
+
+
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the real SmolLM2-135M-Instruct, fetched when it is not there."""
-    models = Path(os.environ["MODELS_DIR"])
-    pull("smollm2-135m", models, lambda *_: None)
-    return models / "smollm2-135m"
+    return _pulled("smollm2-135m")
+
+
+@pytest.fixture(scope="session")
+def kokoro() -> Path:
+    """The folder of the real Kokoro-82M with its 54 voices."""
+    return _pulled("kokoro-82m")
+
+
+@pytest.fixture(scope="session")
+def whisper() -> Path:
+    """The folder of the real Whisper tiny.en."""
+    return _pulled("whisper-tiny.en")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2."""
+    return _pulled("minilm-l6-v2")
 
 
 @pytest.fixture(scope="session")

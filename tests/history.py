@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
-from apps.core.types import Event, RequestFinished, TextDelta
+from apps.core.types import Event, MediaDelta, RequestFinished, TextDelta
 from apps.scheduler.replay import Replay, cost_of, pairs
 
 Entry = Mapping[str, str]
@@ -32,8 +32,16 @@ class Client:
         return next(event for event in self.events if isinstance(event, RequestFinished))
 
     def tokens(self, choice: int = 0) -> list[int]:
-        deltas = [event for event in self.events if isinstance(event, TextDelta) and event.choice == choice]
-        return [token for delta in deltas for token in delta.token_ids]
+        return [token for event in self.events if is_output(event, choice) for token in produced(event)]
+
+
+def is_output(event: Event, choice: int) -> TypeGuard[TextDelta | MediaDelta]:
+    return isinstance(event, TextDelta | MediaDelta) and event.choice == choice
+
+
+def produced(event: TextDelta | MediaDelta) -> Sequence[int]:
+    """Token ids; of what is no text, the numbers of its units."""
+    return event.token_ids if isinstance(event, TextDelta) else range(event.first_index, event.first_index + event.units)
 
 
 def check(log: Sequence[Entry], ledger: Iterable[Mapping[str, Any]], clients: Iterable[Client]) -> None:
@@ -93,9 +101,9 @@ def _stream(client: Client) -> None:
     for choice, expected in client.expected.items():
         index = 0
         for event in client.events:
-            if isinstance(event, TextDelta) and event.choice == choice:
+            if is_output(event, choice):
                 assert event.first_index == index, f"I5: {client.request_id} at token {index} was given {event.first_index}"
-                index += len(event.token_ids)
+                index += len(produced(event))
         tokens = client.tokens(choice)
         whole = client.end.outcome == "succeeded"
         wanted = list(expected) if whole else list(expected)[: len(tokens)]

@@ -49,6 +49,7 @@ def _start_services() -> None:
         METRICS_TOKEN=secrets.token_hex(),
         VAR_DIR=str(folder / "var"),
         MODELS_DIR=models,
+        OMP_WAIT_POLICY="PASSIVE",  # as the daemon has it
     )
     from inference_site.stack.postgres import Postgres, create_database
     from inference_site.stack.valkey import Valkey

@@ -60,6 +60,23 @@ def _read(hashed: str) -> Principal | None:
     return _principal(key.organization, str(key.pk), frozenset(key.scopes), Priority(key.priority))
 
 
+async def principal_of(org_id: str, key_id: str) -> Principal | None:
+    """Who asked for work that outlives its connection; None once the key or the organization is not active any more."""
+
+    def read() -> Principal | None:
+        organization = Organization.objects.select_related("plan").filter(pk=org_id, is_active=True).first()
+        if organization is None:
+            return None
+        if key_id == "session":
+            return _principal(organization, key_id, frozenset({"inference"}))
+        key = ApiKey.objects.filter(pk=key_id, organization=organization).first()
+        if key is None or key.state != "active":
+            return None
+        return _principal(organization, key_id, frozenset(key.scopes), Priority(key.priority))
+
+    return await in_database(read)
+
+
 async def session_principal(user: Any) -> Principal:
     """The principal of someone signed in to the console. Raises PermissionDenied without an organization."""
     members = User.objects.select_related("organization__plan").filter(pk=user.pk, is_active=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from apps.api.strict import Name, Strict, Text, invalid
+from apps.api.strict import Name, Strict, Text, by_type, invalid
 
 MAX_TOOLS = 128
 Schema = dict[str, Any]
@@ -67,8 +67,26 @@ class NamedTool(Strict):
     function: FunctionName
 
 
+class Allowed(Strict):
+    mode: Literal["auto", "required"]
+    tools: Annotated[list[NamedTool], Field(min_length=1, max_length=MAX_TOOLS)]
+
+
+class AllowedTools(Strict):
+    """All tools are shown, some may be called: what is cached of the prompt stays what it was."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: Allowed
+
+
 Tools = Annotated[list[Tool], Field(min_length=1, max_length=MAX_TOOLS)]
-ToolChoice = Literal["none", "auto", "required"] | NamedTool
+ToolChoice = (
+    Literal["none", "auto", "required"]
+    | Annotated[
+        Annotated[NamedTool, Tag("Function")] | Annotated[AllowedTools, Tag("AllowedTools")],
+        by_type("function", "allowed_tools"),
+    ]
+)
 
 
 class TemplateOptions(Strict):

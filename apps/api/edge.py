@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
-import re
 import time
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -27,8 +26,8 @@ from redis.exceptions import RedisError
 
 from apps.accounts.auth import authenticate, session_principal
 from apps.accounts.models import User
-from apps.api import endpoints, health
-from apps.api.errors import INTERNAL, error_response
+from apps.api import idempotency, routes
+from apps.api.errors import INTERNAL, STORE_UNAVAILABLE, error_response, is_anthropic
 from apps.api.headers import request_id
 from apps.core.database import in_database
 from apps.core.errors import (
@@ -39,7 +38,6 @@ from apps.core.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
-    Unavailable,
     UnsupportedMediaType,
 )
 from apps.core.types import Principal, QuotaLimits
@@ -48,35 +46,13 @@ _LOG = logging.getLogger("apps.api.access")
 _ERRORS = logging.getLogger(__name__)
 _PREFIXES = ("/v1/", "/v1", "/health", "/healthz", "/ready", "/readyz", "/metrics")
 _CORS = {
-    "Access-Control-Allow-Methods": "GET, POST, OPTIONS",
+    "Access-Control-Allow-Methods": "GET, POST, DELETE, OPTIONS",
     "Access-Control-Max-Age": "600",
     "Vary": "Origin",
 }
 _EXPOSED = (
     "x-request-id, retry-after, x-ratelimit-limit-requests, x-ratelimit-remaining-requests, "
     "x-ratelimit-reset-requests, x-ratelimit-limit-tokens, x-ratelimit-remaining-tokens, x-ratelimit-reset-tokens"
-)
-Handler = Callable[..., Awaitable[HttpResponseBase]]
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    pattern: re.Pattern[str]
-    method: str
-    handler: Handler
-    open: bool = False  # needs no credentials
-
-
-ROUTES = (
-    Route(re.compile(r"/v1/chat/completions"), "POST", endpoints.chat_completions),
-    Route(re.compile(r"/v1/completions"), "POST", endpoints.completions),
-    Route(re.compile(r"/v1/estimate"), "POST", endpoints.estimate),
-    Route(re.compile(r"/v1/requests/(?P<name>[^/]+)"), "GET", endpoints.request_status),
-    Route(re.compile(r"/v1/models"), "GET", endpoints.models),
-    Route(re.compile(r"/v1/models/(?P<name>.+)"), "GET", endpoints.model),
-    Route(re.compile(r"/healthz?"), "GET", health.alive, open=True),
-    Route(re.compile(r"/readyz?"), "GET", health.ready, open=True),
-    Route(re.compile(r"/metrics"), "GET", health.metrics),
 )
 
 
@@ -93,6 +69,8 @@ def api_edge(get_response: Any) -> Any:
         else:
             response = await get_response(request)
         response["x-request-id"] = request.request_id  # type: ignore[attr-defined]
+        if is_anthropic(request.path):
+            response["request-id"] = request.request_id  # type: ignore[attr-defined]
         return response
 
     return middleware
@@ -108,18 +86,13 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
     try:
         response = await _dispatch(request)
     except ServiceError as error:
-        response = error_response(error, request.request_id)  # type: ignore[attr-defined]
+        response = _refusal(request, error)
     except (RedisError, DatabaseError) as error:
         _ERRORS.warning("a store is unavailable: %s", type(error).__name__)
-        unavailable = Unavailable(
-            "A part of the service is unavailable. Try again shortly.",
-            code="dependency_unavailable",
-            retry_after_seconds=2,
-        )
-        response = error_response(unavailable, request.request_id)  # type: ignore[attr-defined]
+        response = _refusal(request, STORE_UNAVAILABLE)
     except Exception:  # noqa: BLE001  The last resort: a bug is logged here, once, and never shown.
         _ERRORS.exception("request %s failed", request.request_id)  # type: ignore[attr-defined]
-        response = error_response(INTERNAL, request.request_id)  # type: ignore[attr-defined]
+        response = _refusal(request, INTERNAL)
     _add_cors(request, response)
     if isinstance(response, HttpResponse):
         response["Content-Length"] = str(len(response.content))
@@ -130,6 +103,10 @@ async def _serve(request: HttpRequest) -> HttpResponseBase:
     return response
 
 
+def _refusal(request: HttpRequest, error: ServiceError, headers: Mapping[str, str] | None = None) -> HttpResponse:
+    return error_response(error, request.request_id, headers, path=request.path)  # type: ignore[attr-defined]
+
+
 async def _dispatch(request: HttpRequest) -> HttpResponseBase:
     try:
         request.get_host()
@@ -137,27 +114,32 @@ async def _dispatch(request: HttpRequest) -> HttpResponseBase:
         raise InvalidRequest("This host name is not served here.", code="invalid_host") from None
     if request.method == "OPTIONS" and "Origin" in request.headers:
         return HttpResponse(status=204)
-    matches = [(route, match) for route in ROUTES if (match := route.pattern.fullmatch(request.path))]
-    if not matches:
+    found = routes.find(request.path)
+    if found is None:
         await _authenticate(request)  # strangers do not learn what is where
         raise NotFound("There is nothing at this address.")
-    route, match = matches[0]
+    route, parameters = found
     principal = None if route.open else await _authenticate(request)
-    if request.method != route.method and not (request.method == "HEAD" and route.method == "GET"):
-        refusal = MethodNotAllowed(f"Use {route.method} here.")
-        return error_response(refusal, request.request_id, {"Allow": route.method})  # type: ignore[attr-defined]
+    try:
+        handler = route.handler(request.method)
+    except MethodNotAllowed as refusal:
+        return _refusal(request, refusal, {"Allow": route.methods})
     if principal is None:
-        return await route.handler(request)
-    if route.handler is not health.metrics and "inference" not in principal.scopes:
+        return await handler(request, **parameters)
+    if route.scope is not None and route.scope not in principal.scopes:
         raise PermissionDenied("This key may not be used for inference.")
-    if route.method == "POST":
-        _check_body(request)
-    return await route.handler(request, principal, **match.groupdict())
+    if request.method == "POST" and route.takes:
+        _check_body(request, route)
+    run = partial(handler, request, principal, **parameters)
+    keyed = request.method == "POST" and idempotency.HEADER in request.headers
+    return await (idempotency.once(request, principal, run) if keyed else run())
 
 
 async def _authenticate(request: HttpRequest) -> Principal:
     """By key; on /metrics also by its own token; or by the console's session, which must carry a CSRF token."""
     header = request.META.get("HTTP_AUTHORIZATION")
+    if header is None and (key := request.META.get("HTTP_X_API_KEY")) is not None:  # as Anthropic's clients send it
+        header = f"Bearer {key}"
     if request.path == "/metrics" and (principal := _scraper(header)) is not None:
         return principal
     if header is None and settings.SESSION_COOKIE_NAME in request.COOKIES:
@@ -189,18 +171,20 @@ def _check_csrf(request: HttpRequest) -> None:
         raise PermissionDenied("The CSRF token is missing or does not match.", code="csrf_failed")
 
 
-def _check_body(request: HttpRequest) -> None:
-    """JSON, plain, and no larger than we take."""
+def _check_body(request: HttpRequest, route: routes.Route) -> None:
+    """Of a type the address takes, plain, and no larger than it takes. The protocol has counted it already."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedMediaType("Send the body without Content-Encoding.", code="unsupported_encoding")
-    if request.content_type != "application/json":
-        raise UnsupportedMediaType("Send JSON, with `Content-Type: application/json`.")
+    if request.content_type not in route.takes:
+        raise UnsupportedMediaType(f"Send the body with `Content-Type: {' or '.join(route.takes)}`.")
+    if request.content_type == "multipart/form-data":
+        return
     try:
         size = len(request.body)
     except (RequestDataTooBig, UnreadablePostError):
-        size = settings.ENV.max_body_bytes + 1
-    if size > settings.ENV.max_body_bytes:
-        raise PayloadTooLarge(f"The body may be {settings.ENV.max_body_bytes} bytes at most.")
+        size = route.max_bytes + 1
+    if size > route.max_bytes:
+        raise PayloadTooLarge(f"The body may be {route.max_bytes} bytes at most.")
 
 
 def _add_cors(request: HttpRequest, response: HttpResponseBase) -> None:

@@ -20,10 +20,21 @@ from apps.core.errors import (
     PermissionDenied,
     ServiceError,
     Unauthenticated,
+    Unavailable,
     UnsupportedMediaType,
 )
 
+ANTHROPIC = "/v1/messages"
+OVERLOADED = 529
+_ANTHROPIC_TYPES = {413: "request_too_large", 503: "overloaded_error", 504: "timeout_error"}
+STORE_UNAVAILABLE = Unavailable(
+    "A part of the service is unavailable. Try again shortly.", code="dependency_unavailable", retry_after_seconds=2
+)
 INTERNAL = ServiceError("Something went wrong on our side. Please report the request id.")
+
+
+def is_anthropic(path: str) -> bool:
+    return path == ANTHROPIC or path.startswith(f"{ANTHROPIC}/")
 
 
 def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
@@ -39,10 +50,16 @@ def error_body(error: ServiceError, request_id: str) -> dict[str, Any]:
     }
 
 
+def anthropic_body(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """The same under /v1/messages, where clients know no codes: the message says what `param` and `code` say elsewhere."""
+    kind = _ANTHROPIC_TYPES.get(error.status, error.type if error.status < 500 else "api_error")
+    return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+
+
 def error_headers(error: ServiceError) -> dict[str, str]:
     """When, and whether, to try again. Retry-After is whole seconds from 1 to 60: some clients ignore the rest."""
     headers = {}
-    if error.status in (429, 503):
+    if error.status in (429, 503) or error.retry_after_seconds is not None:
         headers["Retry-After"] = str(min(60, max(1, math.ceil(error.retry_after_seconds or 1))))
     if error.should_retry is not None:
         headers["x-should-retry"] = str(error.should_retry).lower()
@@ -51,10 +68,15 @@ def error_headers(error: ServiceError) -> dict[str, str]:
     return headers
 
 
-def error_response(error: ServiceError, request_id: str, headers: Mapping[str, str] | None = None) -> HttpResponse:
-    body = json.dumps(error_body(error, request_id))
+def error_response(
+    error: ServiceError, request_id: str, headers: Mapping[str, str] | None = None, *, path: str = ""
+) -> HttpResponse:
+    """`path` is where it happened: Anthropic's clients know other words and one more status."""
+    anthropic = is_anthropic(path)
+    body = json.dumps(anthropic_body(error, request_id) if anthropic else error_body(error, request_id))
     merged = {**error_headers(error), **(headers or {})}
-    return HttpResponse(body, status=error.status, content_type="application/json", headers=merged)
+    status = OVERLOADED if anthropic and error.status == 503 else error.status
+    return HttpResponse(body, status=status, content_type="application/json", headers=merged)
 
 
 def csrf_failure(request: HttpRequest, reason: str = "") -> HttpResponse:

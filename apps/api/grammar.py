@@ -51,7 +51,7 @@ class AnswerForm:
     schema: Schema | None = None
     functions: Sequence[tuple[str, Schema]] = ()
     must_call: bool = False
-    parallel: bool = True
+    max_calls: int = MAX_CALLS
     thought: Thought = Thought.NONE
 
     @property
@@ -81,7 +81,7 @@ class AnswerForm:
         if not self.must_call:
             yield "json" if self.schema is not None else "TEXT"
         if self.functions:
-            more = rf' ("\n" {tags["<tool_call>"]} call){{0,{MAX_CALLS - 1}}}' if self.parallel else ""
+            more = rf' ("\n" {tags["<tool_call>"]} call){{0,{self.max_calls - 1}}}' if self.max_calls > 1 else ""
             talks = not self.must_call and self.schema is None
             opening = _until("TEXT", tags["<tool_call>"]) if talks else tags["<tool_call>"]
             yield f"{opening} call{more}"

@@ -66,8 +66,8 @@ async def _workers() -> str | None:
     if not workers:
         return "no worker is alive"
     states = {resident.model: resident.state for worker in workers for resident in worker.models}
-    if "ready" in states.values():
-        return None
+    if "ready" in states.values() or (not states and any(worker.loadable for worker in workers)):
+        return None  # what is unloaded comes when it is asked for
     return "no model is ready" + "".join(f"; {name} is {state}" for name, state in sorted(states.items()))
 
 

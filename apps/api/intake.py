@@ -7,29 +7,32 @@ from typing import Any, TypeVar
 
 from apps.api import prepare
 from apps.api.prepare import Prepared
-from apps.api.schemas import ChatRequest, CompletionRequest, Sampling, parse
+from apps.api.schemas import ChatRequest, CompletionRequest, parse
+from apps.api.strict import Strict
 from apps.core.errors import ServiceError
 from apps.core.types import Principal
 from apps.fleet.selectors import model_cards
 from apps.scheduler import services
 
-_Body = TypeVar("_Body", bound=Sampling)
+_Body = TypeVar("_Body", bound=Strict)
+_Made = TypeVar("_Made")
 Read = Callable[[], dict[str, Any]]
 
 
 async def chat(read: Read, principal: Principal) -> tuple[ChatRequest, Prepared]:
     """Raises what `read` raises, and NotFound, InvalidRequest, PermissionDenied or Unavailable."""
-    return await _counted(read, ChatRequest, prepare.chat, principal)
+    return await counted(read, ChatRequest, prepare.chat, principal)
 
 
 async def completion(read: Read, principal: Principal) -> tuple[CompletionRequest, Prepared]:
     """Raises what `read` raises, and NotFound, InvalidRequest, PermissionDenied or Unavailable."""
-    return await _counted(read, CompletionRequest, prepare.completion, principal)
+    return await counted(read, CompletionRequest, prepare.completion, principal)
 
 
-async def _counted(
-    read: Read, schema: type[_Body], make: Callable[[_Body, Principal], Awaitable[Prepared]], principal: Principal
-) -> tuple[_Body, Prepared]:
+async def counted(
+    read: Read, schema: type[_Body], make: Callable[[_Body, Principal], Awaitable[_Made]], principal: Principal
+) -> tuple[_Body, _Made]:
+    """The body that `read` gives, as `schema`, and what `make` makes of it. Raises what they raise."""
     named = ""
     try:
         raw = read()

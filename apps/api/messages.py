@@ -6,9 +6,9 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
-from apps.api.strict import Name, Strict, Text, invalid
+from apps.api.strict import Name, Strict, Text, by_type, invalid
 from apps.core.errors import InvalidRequest
 
 MAX_CALLS = 128
@@ -17,6 +17,24 @@ MAX_CALLS = 128
 class TextPart(Strict):
     type: Literal["text"]
     text: Text
+
+
+class ImageUrl(Strict):
+    url: Text
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(Strict):
+    """An image, whichever API it came by: images.py reads it."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("Text")] | Annotated[ImagePart, Tag("ImageUrl")],
+    by_type("text", "image_url"),
+]
 
 
 class CalledFunction(Strict):
@@ -41,7 +59,7 @@ class ToolCall(Strict):
 
 class Message(Strict):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=64)] | None = None
+    content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)] | None = None
     name: str | None = Field(None, max_length=64)
     tool_calls: Annotated[list[ToolCall], Field(min_length=1, max_length=MAX_CALLS)] | None = None
     tool_call_id: Text | None = None
@@ -53,7 +71,15 @@ class Message(Strict):
     def text(self) -> str:
         if self.content is None:
             return ""
-        return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
+        if isinstance(self.content, str):
+            return self.content
+        return "\n".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> list[tuple[int, ImageUrl]]:
+        """Each with its place in the content."""
+        parts = self.content if isinstance(self.content, list) else ()
+        return [(place, part.image_url) for place, part in enumerate(parts) if isinstance(part, ImagePart)]
 
     @property
     def thought(self) -> str:
@@ -68,6 +94,8 @@ class Message(Strict):
     def plain(self) -> dict[str, Any]:
         """As chat templates read it; `developer` is another name of `system`."""
         plain: dict[str, Any] = {"role": "system" if self.role == "developer" else self.role, "content": self.text}
+        if self.images and isinstance(self.content, list):
+            plain["content"] = [_plain(part) for part in self.content]
         if self.thought:
             plain["reasoning_content"] = self.thought
         if self.tool_calls:
@@ -75,6 +103,10 @@ class Message(Strict):
         if self.tool_call_id:
             plain["tool_call_id"] = self.tool_call_id
         return plain
+
+
+def _plain(part: TextPart | ImagePart) -> dict[str, str]:
+    return {"type": "text", "text": part.text} if isinstance(part, TextPart) else {"type": "image"}
 
 
 def conversation(messages: Sequence[Message]) -> list[dict[str, Any]]:
@@ -94,6 +126,9 @@ def _check(message: Message, param: str, called: set[str]) -> None:
         for field in ("tool_calls", "reasoning_content", "reasoning"):
             if getattr(message, field) is not None:
                 raise invalid(f"{param}.{field}: only the assistant has it.", f"{param}.{field}")
+    if message.role != "user" and message.images:
+        place = f"{param}.content[{message.images[0][0]}].image_url"
+        raise invalid(f"{place}: only the user's messages have images.", place)
     if message.role != "tool" and message.tool_call_id is not None:
         raise invalid(f"{param}.tool_call_id: only messages of the role tool have it.", f"{param}.tool_call_id")
     if message.role == "tool" and message.tool_call_id not in called:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 
-from apps.api.constraints import NamedTool
+from apps.api import pictures
 from apps.api.grammar import AnswerForm, check
 from apps.api.messages import conversation
+from apps.api.pictures import Picture
 from apps.api.schemas import ChatRequest, CompletionRequest, Sampling
+from apps.core.blobs import key_of
 from apps.core.errors import InvalidRequest, NotFound, PermissionDenied
-from apps.core.types import InferenceRequest, OutputForm, Principal, SamplingParams, Thought
+from apps.core.types import InferenceRequest, OutputForm, Principal, Priority, SamplingParams, Thought
 from apps.fleet.selectors import ModelCard, model_cards
 from apps.fleet.tokenizers import ModelTokenizer, tokenizer_for
+from apps.scheduler import services
 
 # No vocabulary here has tokens of more bytes than this on average over a whole prompt: longer text cannot fit.
 MAX_BYTES_PER_TOKEN = 64
@@ -25,30 +28,52 @@ TEXT_MODALITIES = frozenset({"text", "vision"})
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A request ready to submit, with what is needed to answer it."""
+    """A request ready to submit, with what is needed to answer it. `attachments` are its blobs, by their keys."""
 
     request: InferenceRequest
     card: ModelCard
     tokenizer: ModelTokenizer
     tier: str
+    attachments: Mapping[str, bytes] = field(default_factory=dict)
 
 
-async def chat(body: ChatRequest, principal: Principal) -> Prepared:
-    """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
-    card = await find_model(body.model, principal)
+async def chat(body: ChatRequest, principal: Principal, prefix: str = "chatcmpl-") -> Prepared:
+    """`prefix` begins the request's id. Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
+    card = await _find_speaker(body.model, principal)
     tokenizer = tokenizer_for(card.name)
     messages = conversation(body.messages)
+    shown = await _pictures(body, card)
+    sizes = tokenizer.picture_sizes
+    seen = [sizes.tokens(picture.width, picture.height, picture.bound) for picture in shown] if sizes else []
     tools = [tool.plain for tool in body.offered]
     characters = sum(message.characters for message in body.messages) + len(json.dumps(tools))
     _require_room_for_text(characters, card, body)
     thinking = _thinking(body, card, tokenizer)
-    prompt = await _encode(lambda: tokenizer.encode_chat(messages, tools, thinking), characters)
+    prompt = await _encode(lambda: tokenizer.encode_chat(messages, tools, thinking, seen), characters)
     thought = tokenizer.thought_after(prompt, thinking)
     grammar = await _grammar(body, tokenizer, thought)
-    prepared = _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, "chatcmpl")
+    prepared = _prepare(body, principal, card, tokenizer, [prompt], body.token_limit, body.top, prefix)
     sampling = replace(prepared.request.sampling, grammar=grammar)
-    form = OutputForm(thought, tool_calls=bool(tools))
-    return replace(prepared, request=replace(prepared.request, sampling=sampling, form=form))
+    request = replace(
+        prepared.request,
+        sampling=sampling,
+        form=OutputForm(thought, tool_calls=bool(tools)),
+        blobs=tuple(key_of(picture.data) for picture in shown),
+        picture_pixels=tuple(picture.bound for picture in shown),
+        image_tokens=sum(seen),
+    )
+    attachments = dict(zip(request.blobs, (picture.data for picture in shown), strict=True))
+    return replace(prepared, request=request, attachments=attachments)
+
+
+async def _pictures(body: ChatRequest, card: ModelCard) -> list[Picture]:
+    """Those of the messages. Raises InvalidRequest for one that is refused, and for any where the model does not see."""
+    param = next((param for param, _ in pictures.found(body.messages)), None)
+    if param is None:
+        return []
+    if card.modality != "vision":
+        raise InvalidRequest(f"{param}: {card.name} takes no images.", code="unsupported_parameter", param=param)
+    return await asyncio.to_thread(pictures.read_all, body.messages)
 
 
 def _thinking(body: ChatRequest, card: ModelCard, tokenizer: ModelTokenizer) -> bool | None:
@@ -73,7 +98,7 @@ async def _grammar(body: ChatRequest, tokenizer: ModelTokenizer, thought: Though
         schema=schema,
         functions=[(tool.function.name, tool.function.schema_to_follow) for tool in callable_tools],
         must_call=body.must_call,
-        parallel=body.parallel_tool_calls is not False and not isinstance(body.tool_choice, NamedTool),
+        max_calls=body.max_calls,
         thought=thought,
     )
     if form.is_free:
@@ -91,10 +116,10 @@ async def _grammar(body: ChatRequest, tokenizer: ModelTokenizer, thought: Though
 
 async def completion(body: CompletionRequest, principal: Principal) -> Prepared:
     """Raises NotFound, InvalidRequest, PermissionDenied or Unavailable."""
-    card = await find_model(body.model, principal)
+    card = await _find_speaker(body.model, principal)
     tokenizer = tokenizer_for(card.name)
     prompts = [await _prompt(prompt, card, tokenizer, body) for prompt in body.prompts]
-    return _prepare(body, principal, card, tokenizer, prompts, body.token_limit, body.top, "cmpl")
+    return _prepare(body, principal, card, tokenizer, prompts, body.token_limit, body.top, "cmpl-")
 
 
 async def _prompt(prompt: str | list[int], card: ModelCard, tokenizer: ModelTokenizer, body: Sampling) -> list[int]:
@@ -104,6 +129,8 @@ async def _prompt(prompt: str | list[int], card: ModelCard, tokenizer: ModelToke
         return ids or [min(tokenizer.eos_ids)]  # an empty prompt starts where a text ends
     if max(prompt) >= tokenizer.vocab_size:
         raise InvalidRequest("prompt: holds a token id the model does not have.", code="invalid_value", param="prompt")
+    if tokenizer.picture_token in prompt:
+        raise InvalidRequest("prompt: holds a token that stands for an image.", code="invalid_value", param="prompt")
     return prompt
 
 
@@ -111,8 +138,10 @@ async def _encode(encode: Callable[[], list[int]], characters: int) -> list[int]
     return encode() if characters <= INLINE_CHARACTERS else await asyncio.to_thread(encode)
 
 
-async def find_model(name: str, principal: Principal) -> ModelCard:
-    """Raises NotFound: for an unknown model, one the key may not use, and one that does not speak."""
+async def find_model(
+    name: str, principal: Principal, modalities: Collection[str] = TEXT_MODALITIES, purpose: str = "chat or completions"
+) -> ModelCard:
+    """Raises NotFound: for an unknown model, one the key may not use, and one that is not for this."""
     card = (await model_cards()).get(name)
     if card is None or (principal.allowed_models is not None and name not in principal.allowed_models):
         raise NotFound(
@@ -120,10 +149,16 @@ async def find_model(name: str, principal: Principal) -> ModelCard:
             code="model_not_found",
             param="model",
         )
-    if card.modality not in TEXT_MODALITIES:
-        message = f"{name} is a model for {card.modality}, not for chat or completions."
+    if card.modality not in modalities:
+        message = f"{name} is a model for {card.modality}, not for {purpose}."
         raise NotFound(message, code="model_not_found", param="model")
     return card
+
+
+async def _find_speaker(name: str, principal: Principal) -> ModelCard:
+    """As `find_model`, with the context that its workers have. Raises Unavailable too."""
+    card = await find_model(name, principal)
+    return replace(card, context_length=await services.context_length(card))
 
 
 def _require_room_for_text(characters: int, card: ModelCard, body: Sampling) -> None:
@@ -151,16 +186,13 @@ def _prepare(
     top: int | None,
     prefix: str,
 ) -> Prepared:
-    priority = principal.priority if body.priority is None else body.priority
-    if priority > principal.max_priority:
-        message = f"Your plan does not include the service tier {body.service_tier}."
-        raise PermissionDenied(message, code="priority_not_allowed", param="service_tier")
+    priority = class_of(body.priority, principal)
     longest = max(map(len, prompts))
     max_tokens = max(1, card.context_length - longest) if token_limit is None else token_limit
     if longest + max_tokens > card.context_length:
         raise _too_long(card, str(longest), max_tokens)
     request = InferenceRequest(
-        id=f"{prefix}-{secrets.token_hex(12)}",
+        id=f"{prefix}{secrets.token_hex(12)}",
         org_id=principal.org_id,
         key_id=principal.key_id,
         model=card.name,
@@ -172,6 +204,15 @@ def _prepare(
         stream=bool(body.stream),
     )
     return Prepared(request, card, tokenizer, priority.name.lower())
+
+
+def class_of(asked: Priority | None, principal: Principal) -> Priority:
+    """The class a request is served in. Raises PermissionDenied for one above the plan's."""
+    priority = principal.priority if asked is None else asked
+    if priority > principal.max_priority:
+        message = f"Your plan does not include the service tier {priority.name.lower()}."
+        raise PermissionDenied(message, code="priority_not_allowed", param="service_tier")
+    return priority
 
 
 def _sampling(body: Sampling, tokenizer: ModelTokenizer, max_tokens: int, top: int | None) -> SamplingParams:

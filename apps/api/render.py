@@ -1,16 +1,27 @@
-"""From events to OpenAI's bodies and chunks. Pure."""
+"""From events to the bodies and chunks of OpenAI's completions. Pure."""
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from apps.api import sse
+from apps.api.errors import error_body
 from apps.api.prepare import Prepared
 from apps.core.errors import Conflict, DeadlineExceeded, InvalidRequest, ServiceError, Unavailable
-from apps.core.types import ChoiceFinished, Event, Outcome, RequestFinished, TextDelta, TokenLogprob, ToolCallDelta, Usage
+from apps.core.types import (
+    ChoiceFinished,
+    Event,
+    MediaDelta,
+    Outcome,
+    RequestFinished,
+    TextDelta,
+    TokenLogprob,
+    ToolCallDelta,
+    Usage,
+)
 from apps.fleet.tokenizers import ModelTokenizer
 from apps.scheduler.forecast import Progress
 
@@ -26,9 +37,13 @@ def failure(finished: RequestFinished) -> ServiceError | None:
         return DeadlineExceeded(message, code=code)
     if finished.outcome is Outcome.CANCELLED:
         return Conflict(message, code=code)
+    if code == "invalid_image":
+        return InvalidRequest("An image of this request is damaged: it cannot be decoded.", code=code, param="messages")
     if code in ("invalid_grammar", "grammar_failed"):
         return InvalidRequest("The answer's schema is too complex to be enforced.", code="invalid_schema")
-    if code == "worker_lost":
+    if code == "invalid_command":
+        return InvalidRequest("The model cannot do what was asked.", code="invalid_value")
+    if code in ("worker_lost", "model_load_failed"):
         return Unavailable(message, code=code)
     return ServiceError(message, code=code)
 
@@ -38,9 +53,14 @@ def usage_body(usage: Usage) -> Body:
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.total_tokens,
-        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens, "image_tokens": usage.image_tokens},
         "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
     }
+
+
+def units_body(usage: Usage) -> Body:
+    """Of work that is no text."""
+    return {"input_tokens": usage.prompt_tokens, "output_tokens": usage.completion_tokens, "total_tokens": usage.total_tokens}
 
 
 def said(event: TextDelta) -> Body:
@@ -91,6 +111,7 @@ class Renderer:
 
     object_name = ""
     chunk_object_name = ""
+    end = sse.DONE
 
     def __init__(self, prepared: Prepared, include_usage: bool) -> None:
         self._prepared = prepared
@@ -106,16 +127,19 @@ class Renderer:
         """Chunks that go out before the first token."""
         return ()
 
-    def chunk(self, event: TextDelta | ChoiceFinished) -> Body:
-        return self._chunk([self._chunk_choice(event)])
+    def step(self, event: Event | Progress) -> Iterable[Body]:
+        """The chunk of an event. Where the request stands comes to those who asked for it, and so does usage at the end."""
+        if isinstance(event, Progress):
+            return [{**self._chunk([]), "queue": event.body}]
+        if isinstance(event, RequestFinished):
+            return [{**self._chunk([]), "usage": usage_body(event.usage)}] if self._include_usage else []
+        return [] if isinstance(event, MediaDelta) else [self._chunk([self._chunk_choice(event)])]
 
-    def queue_chunk(self, progress: Progress) -> Body:
-        """Where the request stands while it waits; for those who asked for it."""
-        return {**self._chunk([]), "queue": dataclasses.asdict(progress)}
+    def failed(self, error: ServiceError, http_id: str) -> Iterable[Body]:
+        return [error_body(error, http_id)]
 
-    def usage_chunk(self, usage: Usage) -> Body | None:
-        """The chunk before the end, only for those who asked for it."""
-        return {**self._chunk([]), "usage": usage_body(usage)} if self._include_usage else None
+    def frame(self, body: Body) -> bytes:
+        return sse.frame(body)
 
     def whole(self, events: Iterable[Event]) -> Body:
         """The body of an answer that is not streamed, from all its events."""
@@ -126,7 +150,7 @@ class Renderer:
                 said[event.choice].add(event)
             elif isinstance(event, ChoiceFinished):
                 said[event.choice].reason = event.reason.value
-            else:
+            elif isinstance(event, RequestFinished):
                 usage = event.usage
         choices = [self._whole_choice(i, choice) for i, choice in enumerate(said)]
         return {**self._envelope, "object": self.object_name, "choices": choices, "usage": usage_body(usage)}

@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 
-from apps.api.constraints import Effort, NamedTool, ResponseFormat, TemplateOptions, Tool, ToolChoice, Tools
+from apps.api.constraints import AllowedTools, Effort, NamedTool, ResponseFormat, TemplateOptions, Tool, ToolChoice, Tools
+from apps.api.grammar import MAX_CALLS
 from apps.api.messages import Message
 from apps.api.strict import Number, Strict, Text, invalid
 from apps.core.errors import InvalidRequest
@@ -18,9 +19,7 @@ MAX_LOGIT_BIAS = 1024
 MAX_CHOICES = 4
 MAX_STOPS = 4
 MAX_PROMPTS = 32
-_UNION_MEMBERS = frozenset({"str", "list", "TextPart", "NamedTool"})
-# Accepted and without effect here; docs/api.md lists them.
-IGNORED = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "verbosity"})
+_UNION_MEMBERS = frozenset({"str", "list"})  # and what begins with a capital
 
 
 class StreamOptions(Strict):
@@ -29,10 +28,22 @@ class StreamOptions(Strict):
     include_queue: bool = False  # ours: the place in the queue, while waiting
 
 
-class Sampling(Strict):
-    """What both endpoints take. A field sent as null is as if it were not sent."""
+class Tiered(Strict):
+    """What every body that names a model takes. A field sent as null is as if it were not sent."""
 
+    ignored = frozenset({"user", "store", "metadata", "safety_identifier", "prompt_cache_key", "verbosity"})
     model: str
+    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
+
+    @property
+    def priority(self) -> Priority | None:
+        """None: whatever the key's class is."""
+        return None if self.service_tier in (None, "auto") else Priority[self.service_tier.upper()]
+
+
+class Sampling(Tiered):
+    """What both endpoints of text take."""
+
     max_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     temperature: Number | None = Field(None, ge=0, le=2)
     top_p: Number | None = Field(None, gt=0, le=1)
@@ -50,7 +61,6 @@ class Sampling(Strict):
     logit_bias: Annotated[dict[str, Number], Field(max_length=MAX_LOGIT_BIAS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    service_tier: Literal["auto", "default", "flex", "priority"] | None = None
     ignore_eos: bool | None = None
 
     @property
@@ -65,11 +75,6 @@ class Sampling(Strict):
     def include_queue(self) -> bool:
         return self.stream_options is not None and self.stream_options.include_queue
 
-    @property
-    def priority(self) -> Priority | None:
-        """None: whatever the key's class is."""
-        return None if self.service_tier in (None, "auto") else Priority[self.service_tier.upper()]
-
     def biases(self, vocab_size: int) -> tuple[tuple[int, float], ...]:
         """Raises InvalidRequest for what is not a token of the model, or not between -100 and 100."""
         biases = []
@@ -83,6 +88,8 @@ class Sampling(Strict):
 
 
 class ChatRequest(Sampling):
+    ignored = Sampling.ignored - {"prompt_cache_key"}
+
     messages: Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_completion_tokens: int | None = Field(None, ge=1, le=2**31 - 1)
     logprobs: bool | None = None
@@ -93,6 +100,13 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = None
     reasoning_effort: Effort | None = None
     chat_template_kwargs: TemplateOptions | None = None
+    session_id: Annotated[Text, Field(min_length=1, max_length=64)] | None = None  # ours
+    prompt_cache_key: Annotated[Text, Field(max_length=64)] | None = None
+
+    @property
+    def session(self) -> str | None:
+        """The client's name for the conversation."""
+        return self.session_id or self.prompt_cache_key or None
 
     @property
     def token_limit(self) -> int | None:
@@ -116,19 +130,36 @@ class ChatRequest(Sampling):
             raise invalid("tools: each function has a name of its own.", "tools")
         if choice not in (None, "none", "auto") and not tools:
             raise invalid("tool_choice: needs tools.", "tool_choice")
-        if isinstance(choice, NamedTool) and choice.function.name not in names:
-            raise invalid(f"tool_choice: {choice.function.name} is not one of tools.", "tool_choice")
+        for name in self._chosen or ():
+            if name not in names:
+                raise invalid(f"tool_choice: {name} is not one of tools.", "tool_choice")
         return [] if choice == "none" else tools
 
     @property
     def callable(self) -> list[Tool]:
         """Of the tools that the model is shown, those it may call now."""
-        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
-        return [tool for tool in self.offered if named in (None, tool.function.name)]
+        chosen = self._chosen
+        return [tool for tool in self.offered if chosen is None or tool.function.name in chosen]
+
+    @property
+    def _chosen(self) -> list[str] | None:
+        """The functions that the choice names; None is all."""
+        if isinstance(self.tool_choice, NamedTool):
+            return [self.tool_choice.function.name]
+        if isinstance(self.tool_choice, AllowedTools):
+            return [tool.function.name for tool in self.tool_choice.allowed_tools.tools]
+        return None
 
     @property
     def must_call(self) -> bool:
+        if isinstance(self.tool_choice, AllowedTools):
+            return self.tool_choice.allowed_tools.mode == "required"
         return self.tool_choice not in (None, "none", "auto")
+
+    @property
+    def max_calls(self) -> int:
+        one = self.parallel_tool_calls is False or isinstance(self.tool_choice, NamedTool)
+        return 1 if one else MAX_CALLS
 
     @property
     def thinking(self) -> bool | None:
@@ -173,12 +204,12 @@ class CompletionRequest(Sampling):
         return self.prompt
 
 
-_Schema = TypeVar("_Schema", bound=Sampling)
+_Schema = TypeVar("_Schema", bound=Strict)
 
 
 def parse(schema: type[_Schema], body: dict[str, Any]) -> _Schema:
     """The body as `schema`. Raises InvalidRequest that names the first field it cannot take."""
-    known = {name: value for name, value in body.items() if name not in IGNORED}
+    known = {name: value for name, value in body.items() if name not in schema.ignored}
     try:
         return schema.model_validate(known)
     except ValidationError as error:
@@ -190,6 +221,9 @@ def _from_pydantic(error: ValidationError) -> InvalidRequest:
     param = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
         return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
+    if problem["type"] in ("unknown_type", "unknown_role"):
+        param += "." + problem["type"].removeprefix("unknown_")
+        return invalid(f"{param}: {problem['msg']}.", param)
     if problem["type"] == "missing":
         return InvalidRequest(f"{param} is required.", code="missing_required_parameter", param=param)
     return invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)
@@ -201,6 +235,6 @@ def _path(location: tuple[int | str, ...]) -> str:
     for part in location:
         if isinstance(part, int):
             path += f"[{part}]"
-        elif part.isidentifier() and part not in _UNION_MEMBERS:
+        elif part.isidentifier() and part not in _UNION_MEMBERS and not part[0].isupper():
             path += f".{part}" if path else part
     return path

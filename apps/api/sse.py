@@ -15,6 +15,11 @@ def frame(body: dict[str, Any]) -> bytes:
     return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
 
 
+def named(body: dict[str, Any]) -> bytes:
+    """A frame that says its body's type on a line of its own."""
+    return f"event: {body['type']}\n".encode() + frame(body)
+
+
 async def kept_alive(frames: AsyncIterator[bytes], every_ms: int) -> AsyncIterator[bytes]:
     """`frames`, with a comment whenever nothing came for `every_ms`. Frames that are ready together go out as one."""
     pending: asyncio.Task[bytes] | None = None

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field
 
 from apps.core.errors import InvalidRequest
 
@@ -24,6 +24,17 @@ Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    ignored: ClassVar[frozenset[str]] = frozenset()  # accepted and without effect here; docs/api.md lists them
+
+
+def by_type(*types: str, default: str = "") -> Discriminator:
+    """Tells the members of a union apart by their `type`. A member's tag is its type in capitals: image_url is ImageUrl."""
+
+    def tag(value: Any) -> str:
+        name = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        return "".join(part.capitalize() for part in str(default if name is None else name).split("_"))
+
+    return Discriminator(tag, custom_error_type="unknown_type", custom_error_message=f"is one of {', '.join(types)}")
 
 
 def invalid(message: str, param: str) -> InvalidRequest:

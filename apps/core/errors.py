@@ -91,7 +91,7 @@ class QuotaExceeded(ServiceError):
 
 
 class Unavailable(ServiceError):
-    """Our capacity: no_capacity, queue_full, model_loading, model_not_loaded, shutting_down, dependency_unavailable."""
+    """Our capacity: no_capacity, queue_full, model_load_failed, model_not_loaded, shutting_down, dependency_unavailable."""
 
     status = 503
     type = "overloaded_error"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
+from typing import Literal, TypeAlias
 
 
 class FinishReason(StrEnum):
@@ -84,11 +85,115 @@ class OutputForm:
     tool_calls: bool = False
 
 
+# --- Work that is no text: counted in units, which are priced, charged and published as tokens are ---
+
+PATCH_PIXELS = 16 * 16
+WINDOW_SECONDS, WINDOW_UNITS, WINDOW_TOKENS = 25, 1500, 226  # what a transcriber hears at once at least, and its most units
+
+
+@dataclass(frozen=True, slots=True)
+class SpeechWork:
+    """An output unit is a character."""
+
+    text: str
+    voice: str
+    speed: float = 1.0
+    kind: Literal["speech"] = "speech"
+
+    input_units = 1
+
+    @property
+    def output_units(self) -> int:
+        return len(self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedWork:
+    """The vector of each prompt: an output unit each, an input unit a token."""
+
+    dimensions: int = 0  # 0: all
+    kind: Literal["embed"] = "embed"
+
+    input_units = 0  # those of the prompts
+    output_units = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TranscribeWork:
+    """Of the request's only blob: 16 kHz, mono, s16le. An output unit is a token; how many there will be is a guess."""
+
+    seconds: float
+    language: str = "en"
+    prompt_ids: tuple[int, ...] = ()
+    timestamps: bool = False
+    kind: Literal["transcribe"] = "transcribe"
+
+    @property
+    def input_units(self) -> int:
+        return self.windows * WINDOW_UNITS
+
+    @property
+    def output_units(self) -> int:
+        return WINDOW_TOKENS * self.windows
+
+    @property
+    def windows(self) -> int:
+        return max(1, -(-int(self.seconds * 1000) // (WINDOW_SECONDS * 1000)))
+
+
+@dataclass(frozen=True, slots=True)
+class ImageWork:
+    """An output unit is a patch in one denoising step, an input unit one that is decoded."""
+
+    prompt: str
+    width: int
+    height: int
+    steps: int
+    guidance: float = 0.0
+    previews: bool = False
+    kind: Literal["image"] = "image"
+
+    @property
+    def input_units(self) -> int:
+        return self.width * self.height // PATCH_PIXELS
+
+    @property
+    def output_units(self) -> int:
+        return self.steps * self.input_units
+
+
+@dataclass(frozen=True, slots=True)
+class VideoWork:
+    """As an image's, times the latent frames, of which each holds four of the video's."""
+
+    prompt: str
+    width: int
+    height: int
+    frames: int
+    steps: int
+    guidance: float = 6.0
+    fps: int = 8
+    kind: Literal["video"] = "video"
+
+    @property
+    def input_units(self) -> int:
+        return ((self.frames - 1) // 4 + 1) * (self.width * self.height // PATCH_PIXELS)
+
+    @property
+    def output_units(self) -> int:
+        return self.steps * self.input_units
+
+
+Work: TypeAlias = SpeechWork | EmbedWork | TranscribeWork | ImageWork | VideoWork
+
+
 @dataclass(frozen=True, slots=True)
 class InferenceRequest:
     """One accepted unit of work: `len(prompts) * n` choices that finish, settle and are charged together.
 
-    Choice `i` continues `prompts[i // n]`. `prompts` holds token ids, never text.
+    Choice `i` continues `prompts[i // n]`, or does `work`. `prompts` holds token ids, never text. `sampling.max_tokens` bounds
+    a choice's output, in units where it is no text. `blobs` are the keys of what is too large for the queue: pictures of the
+    prompt, in the order of their tokens in it, or audio.
     """
 
     id: str
@@ -102,19 +207,29 @@ class InferenceRequest:
     priority: Priority = Priority.DEFAULT
     weight: float = 1.0  # the organization's fair share, relative to others
     stream: bool = False
+    work: Work | None = None  # None: text
+    blobs: tuple[str, ...] = ()
+    salt: str = ""  # beside the organization: its KV is shared with requests of the same salt only
+    picture_pixels: tuple[int, ...] = ()  # what each picture is shrunk to at the most; 0 is the model's own bound
+    image_tokens: int = 0  # of the prompt's, those that stand for pictures
 
     @property
     def num_choices(self) -> int:
-        return len(self.prompts) * self.n
+        return max(1, len(self.prompts)) * self.n
 
     @property
     def num_prompt_tokens(self) -> int:
-        return sum(len(prompt) for prompt in self.prompts)
+        """Each prompt's once; or input units, of work that is no text."""
+        return sum(map(len, self.prompts)) + self._work_units
 
     @property
     def max_total_tokens(self) -> int:
         """The most this request can be charged: what quota reserves."""
-        return self.num_prompt_tokens * self.n + self.num_choices * self.sampling.max_tokens
+        return sum(map(len, self.prompts)) * self.n + self._work_units + self.num_choices * self.sampling.max_tokens
+
+    @property
+    def _work_units(self) -> int:
+        return self.work.input_units * self.n if self.work else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +240,7 @@ class Usage:
     completion_tokens: int = 0
     cached_tokens: int = 0
     reasoning_tokens: int = 0  # of the completion's
+    image_tokens: int = 0  # of the prompt's
 
     @property
     def total_tokens(self) -> int:
@@ -156,6 +272,11 @@ class SequenceDelta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0  # prompt tokens not recomputed; set with the first delta
     error: str = ""  # a code, set only with finish_reason FAILED
+    # Of work that is no text; `first_index` then counts units.
+    units: int = 0
+    media: bytes = b""
+    mime: str = ""
+    preview: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +289,11 @@ class StepOutput:
 
 @dataclass(frozen=True, slots=True)
 class ResidentModel:
-    """A model in a worker's memory. The `_ms` figures are measured by the worker and feed the cost model."""
+    """A model in a worker's memory. The `_ms` figures are measured by the worker and feed the cost model.
+
+    `resident_bytes` is what it has of the worker's budget, `kv_bytes` of that for KV; `measured_bytes` is the peak of its
+    weights and activations.
+    """
 
     model: str
     state: str  # "loading", "ready", "unloading", "failed"
@@ -185,11 +310,48 @@ class ResidentModel:
     decode_ms_per_token: float = 0.0  # one sequence's share of a step at the usual batch
     forward_share: float = 0.0  # of a busy engine's wall time, inside the forward pass
     engine: str = "continuous"  # or "static"
+    voices: tuple[str, ...] = ()
+    revision: str = ""  # of the model's weights
+    stage: str = ""  # of the load: "reading", "building", "warming"
+    resident_bytes: int = 0
+    kv_bytes: int = 0
+    measured_bytes: int = 0
+    idle_ms: int = 0  # since a sequence last ran or waited
+
+    @property
+    def folder(self) -> str:
+        return folder_of(self.model, self.revision)
+
+    @property
+    def in_flight(self) -> int:
+        return self.running + self.waiting
+
+
+def folder_of(model: str, revision: str) -> str:
+    """What a revision of a model is called on disk, and by a daemon."""
+    return f"{model}@{revision}" if revision else model
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFolder:
+    """What a worker could load: `model` is the folder's name, NAME or NAME@REVISION. `need_bytes` must be free for it."""
+
+    model: str
+    weight_bytes: int = 0
+    kv_bytes_per_token: int = 0
+    activation_bytes: int = 0
+    need_bytes: int = 0
+    measured_bytes: int = 0
+    in_host_memory: bool = False
+    error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerSnapshot:
-    """A worker's self-reported load, as the router sees it."""
+    """A worker's self-reported load, as the router sees it.
+
+    The last two are the controller's: models that would be loaded here if they were asked for, and why others would not.
+    """
 
     worker_id: str
     address: str
@@ -202,9 +364,15 @@ class WorkerSnapshot:
     memory_free_bytes: int
     models: tuple[ResidentModel, ...] = ()
     seen_ms: int = 0
+    memory_budget_bytes: int = 0
+    memory_reserved_bytes: int = 0
+    folders: tuple[ModelFolder, ...] = ()
+    loadable: tuple[str, ...] = ()
+    refused: dict[str, str] = field(default_factory=dict)
     cordoned: bool = False  # its host changes its mode: it gets nothing, and requests for its models wait
 
     def resident(self, model: str) -> ResidentModel | None:
+        """The first of the model's revisions: the controller puts the one to be used first."""
         return next((m for m in self.models if m.model == model), None)
 
 
@@ -236,9 +404,22 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class MediaDelta:
+    """Work of one choice that is no text: `units` more of it are done, and what came of that."""
+
+    choice: int
+    first_index: int
+    units: int
+    media: str = ""  # base64
+    mime: str = ""
+    preview: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ChoiceFinished:
     choice: int
     reason: FinishReason
+    stop: str = ""  # the stop string that ended it
 
 
 @dataclass(frozen=True, slots=True)
@@ -253,7 +434,7 @@ class RequestFinished:
     wait: dict[str, int] = field(default_factory=dict)  # milliseconds by cause; they add up to ttft_ms
 
 
-Event = TextDelta | ChoiceFinished | RequestFinished
+Event = TextDelta | MediaDelta | ChoiceFinished | RequestFinished
 
 
 # --- Who asks ----------------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ class CatalogueAdmin(ModelAdmin):
     list_filter = ("modality", "engine", "is_enabled")
     list_editable = ("engine", "is_enabled")
     search_fields = ("name", "title", "publisher")
+    readonly_fields = ("measured_bytes",)
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[Model]:
         return super().get_queryset(request).prefetch_related("placements__worker")

@@ -1,4 +1,5 @@
-"""The fleet controller: one leader, which keeps a watch on every enabled worker; the others wait for its place.
+"""The fleet controller: one leader, which keeps a watch on every enabled worker and has the model manager decide for all of
+them; the others wait for its place.
 
 Key: `fleet:leader`, a string with the leader's name, which lapses when the leader does not renew it.
 """
@@ -8,9 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from django.conf import settings
 from django.db import Error as DatabaseError
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -19,15 +23,29 @@ from apps.core.database import in_database
 from apps.core.redis import LuaScript
 from apps.core.tasks import end
 from apps.fleet import registry
+from apps.fleet.manager import Demand, Planner, Policy, Rules
 from apps.fleet.modes.keeper import ModeKeeper
-from apps.fleet.selectors import Assignment, assignments
+from apps.fleet.selectors import Assignment, assignments, policies
 from apps.fleet.watch import WorkerWatch
 
 LEADER_KEY = "fleet:leader"
 LEASE_SECONDS = 5.0
 RESCAN_SECONDS = 1.0
+PLAN_SECONDS = 0.1
 GOODBYE_SECONDS = 1.0
 _LOG = logging.getLogger(__name__)
+
+
+class Since:
+    """When each of some things began to be so."""
+
+    def __init__(self) -> None:
+        self._since: dict[Any, int] = {}
+
+    def mark(self, those: Iterable[Any], now_ms: int) -> dict[Any, int]:
+        """Those that are so now, each with when it began."""
+        self._since = {thing: self._since.get(thing, now_ms) for thing in those}
+        return self._since
 
 
 class Controller:
@@ -38,18 +56,22 @@ class Controller:
         self._name = name
         self._watches: dict[int, WorkerWatch] = {}
         self._leads_until = 0.0
+        self._policies: dict[str, Policy] = {}
+        self._starving = Since()
+        self._ready = Since()
         self._rescan = asyncio.Event()
         self._modes = ModeKeeper(redis, name, self._rescan.set)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Never waits for a store that is away once `stop` is set."""
-        rounds, stopping = asyncio.create_task(self._rounds()), asyncio.create_task(stop.wait())
+        work = {asyncio.create_task(self._rounds()), asyncio.create_task(self._plans())}
+        stopping = asyncio.create_task(stop.wait())
         try:
-            await asyncio.wait({rounds, stopping}, return_when=asyncio.FIRST_COMPLETED)
-            if rounds.done():
-                rounds.result()  # a bug: say so, and let the supervisor start afresh
+            done, _ = await asyncio.wait({*work, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done & work:
+                task.result()  # a bug: say so, and let the supervisor start afresh
         finally:
-            await end(rounds, stopping)
+            await end(*work, stopping)
             await self._step_down()
             await self._give_up_lock()
 
@@ -75,7 +97,8 @@ class Controller:
         asked = time.monotonic()
         if await _LOCK(self._redis, keys=[LEADER_KEY], args=[self._name, int(LEASE_SECONDS * 1000)]):
             self._leads_until = asked + LEASE_SECONDS
-            await self._sync(await in_database(assignments))
+            wanted, self._policies = await in_database(lambda: (assignments(), policies()))
+            await self._sync(wanted)
             await self._modes.sync()
         else:
             self._leads_until = 0.0
@@ -91,8 +114,42 @@ class Controller:
         for worker_id, assignment in wanted.items():
             if worker_id in self._watches:
                 self._watches[worker_id].wanted = assignment
+                self._watches[worker_id].policies = self._policies
             else:
-                self._watches[worker_id] = WorkerWatch(self._redis, assignment)
+                self._watches[worker_id] = WorkerWatch(self._redis, assignment, self._policies)
+
+    # --- Planning ---
+
+    async def _plans(self) -> None:
+        while True:
+            await asyncio.sleep(PLAN_SECONDS)
+            try:
+                if self._watches:
+                    await self._plan()
+            except RedisError as error:
+                _LOG.warning("the demand for models cannot be read: %s", type(error).__name__)
+
+    async def _plan(self) -> None:
+        waiting = await registry.demand(self._redis)
+        now = round(time.monotonic() * 1000)
+        watches = {watch.wanted.name: watch for watch in self._watches.values()}
+        heard = {name: watch.snapshot for name, watch in watches.items() if watch.snapshot is not None}
+        ready = [(name, r.folder) for name, snapshot in heard.items() for r in snapshot.models if r.state == "ready"]
+        since = self._ready.mark(ready, now)
+        served = {r.model for snapshot in heard.values() for r in snapshot.models if r.state == "ready"}
+        starving = self._starving.mark([model for model in waiting if model not in served], now)
+        demand = {model: Demand(count, starving.get(model, 0)) for model, count in waiting.items()}
+        sites = [
+            site for name, watch in watches.items()
+            if (site := watch.site({folder: at for (worker, folder), at in since.items() if worker == name})) is not None
+        ]  # fmt: skip
+        env = settings.ENV
+        rules = Rules(env.model_residency_ms, env.model_turn_ms, env.load_on_demand)
+        plan = Planner(now, sites, self._policies, demand, rules).plan()
+        for site in sites:
+            watches[site.name].loadable, watches[site.name].refused = plan.loadable[site.name], plan.refused[site.name]
+        for action in plan.actions:
+            watches[action.worker].act(action)
 
     async def _step_down(self) -> None:
         """What is published stays, so that routing does not stop before the next leader has spoken to the workers."""

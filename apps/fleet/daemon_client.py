@@ -6,34 +6,44 @@ import asyncio
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
 
 import grpc
 from django.conf import settings
 
 from apps.core.errors import ServiceError, Unavailable
 from apps.core.types import (
+    EmbedWork,
     FinishReason,
+    ImageWork,
     InferenceRequest,
+    ModelFolder,
     ResidentModel,
     SequenceDelta,
+    SpeechWork,
     StepOutput,
     TokenLogprob,
+    TranscribeWork,
+    VideoWork,
     WorkerSnapshot,
 )
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
-MAX_MESSAGE_BYTES = 16 << 20
+MAX_MESSAGE_BYTES = 32 << 20
 CONNECT_SECONDS = 3
 SILENCE_SECONDS = 5.0  # without a status, at the usual interval
 MAX_TOKEN_ID = 1 << 24  # beyond any vocabulary; which ids a model has, its tokenizer knows
 MAX_NAME_LENGTH = 100  # of request ids, workers and models
+MAX_VOICES = 256
+MAX_FOLDERS = 1000
 STATES = {
     pb.MODEL_STATE_LOADING: "loading",
     pb.MODEL_STATE_READY: "ready",
     pb.MODEL_STATE_UNLOADING: "unloading",
     pb.MODEL_STATE_FAILED: "failed",
 }
+MIMES = frozenset({"", "audio/pcm", "image/png", "image/jpeg", "video/mp4", "application/octet-stream"})
 ENGINES = {"continuous": pb.ENGINE_KIND_CONTINUOUS, "static": pb.ENGINE_KIND_STATIC}
 REASONS = {
     pb.FINISH_REASON_UNSPECIFIED: None,
@@ -164,25 +174,27 @@ class ExecuteStream:
         self,
         request: InferenceRequest,
         *,
+        folder: str = "",
         attempt: int,
         epoch: int,
-        generated: Mapping[int, Sequence[int]],
+        done: Mapping[int, tuple[Sequence[int], int]],
+        attachments: Sequence[bytes] = (),
         timeout_ms: int,
         cache_salt: bytes,
     ) -> None:
-        """Starts the choices in `generated`, each from the tokens it already has."""
-        choices = [
-            pb.Choice(index=i, prompt_ids=request.prompts[i // request.n], generated_ids=ids) for i, ids in generated.items()
-        ]
+        """Starts the choices in `done`, each from the tokens or units it already has; `attachments` are the blobs, and `folder`
+        names the model's revision."""
+        choices = [_choice(request, index, tokens, units) for index, (tokens, units) in done.items()]
         submit = pb.Submit(
             request_id=request.id,
             attempt=attempt,
-            model=request.model,
+            model=folder or request.model,
             choices=choices,
             sampling=_sampling(request),
             timeout_ms=timeout_ms,
             cache_salt=cache_salt,
             epoch=epoch,
+            **_work(request, attachments),
         )
         await self._write(pb.Command(submit=submit))
 
@@ -204,6 +216,39 @@ class ExecuteStream:
         except grpc.RpcError as error:
             raise _translate(error) from None
         raise DaemonError("the daemon closed the stream", code="closed")
+
+
+def _choice(request: InferenceRequest, index: int, tokens: Sequence[int], units: int) -> pb.Choice:
+    prompt = request.prompts[index // request.n] if request.prompts else ()
+    given = () if request.work else tokens  # what a transcript has is counted, not given
+    return pb.Choice(index=index, prompt_ids=prompt, generated_ids=given, done_units=units)
+
+
+def _work(request: InferenceRequest, attachments: Sequence[bytes]) -> dict[str, Any]:
+    """The fields of a Submit that say what is to be done."""
+    match request.work:
+        case None:
+            return {"pictures": attachments, "picture_pixels": request.picture_pixels}
+        case SpeechWork() as w:
+            return {"speech": pb.SpeechWork(text=w.text, voice=w.voice, speed=w.speed)}
+        case EmbedWork() as w:
+            return {"embed": pb.EmbedWork(dimensions=w.dimensions)}
+        case TranscribeWork() as w:
+            return {
+                "transcribe": pb.TranscribeWork(
+                    audio=attachments[0], language=w.language, prompt_ids=w.prompt_ids, timestamps=w.timestamps
+                )
+            }
+        case ImageWork() as w:
+            image = pb.ImageWork(
+                prompt=w.prompt, width=w.width, height=w.height, steps=w.steps, guidance=w.guidance, previews=w.previews
+            )
+            return {"image": image}
+        case VideoWork() as w:
+            video = pb.VideoWork(
+                prompt=w.prompt, width=w.width, height=w.height, frames=w.frames, steps=w.steps, guidance=w.guidance, fps=w.fps
+            )
+            return {"video": video}
 
 
 def _sampling(request: InferenceRequest) -> pb.SamplingParams:
@@ -236,6 +281,10 @@ def _delta(message: pb.SequenceDelta) -> SequenceDelta:
         finish_reason=REASONS[message.finish_reason],
         cached_tokens=message.cached_tokens,
         error=_words(message.error, 100),
+        units=message.units,
+        media=message.media,
+        mime=message.mime,
+        preview=message.preview,
     )
 
 
@@ -246,6 +295,8 @@ def _require_sense(message: pb.SequenceDelta) -> None:
         raise DaemonError("the daemon sent a token of no vocabulary", code="nonsense")
     if message.logprobs and len(message.logprobs) != len(message.token_ids):
         raise DaemonError("the daemon sent logprobs that do not match its tokens", code="nonsense")
+    if message.mime not in MIMES or bool(message.media) != bool(message.mime):
+        raise DaemonError("the daemon sent media of an unknown kind", code="nonsense")
     if message.finish_reason not in REASONS:
         raise DaemonError("the daemon ended a choice for an unknown reason", code="nonsense")
 
@@ -286,12 +337,30 @@ def _snapshot(message: pb.DaemonStatus) -> WorkerSnapshot:
         memory_total_bytes=message.memory_total_bytes,
         memory_free_bytes=message.memory_free_bytes,
         models=tuple(_resident(entry) for entry in message.models),
+        memory_budget_bytes=message.memory_budget_bytes,
+        memory_reserved_bytes=message.memory_reserved_bytes,
+        folders=tuple(_folder(entry) for entry in message.folders[:MAX_FOLDERS]),
+    )
+
+
+def _folder(message: pb.ModelFolder) -> ModelFolder:
+    return ModelFolder(
+        model=_words(message.model, MAX_NAME_LENGTH + 41),
+        weight_bytes=message.weight_bytes,
+        kv_bytes_per_token=message.kv_bytes_per_token,
+        activation_bytes=message.activation_bytes,
+        need_bytes=message.need_bytes,
+        measured_bytes=message.measured_bytes,
+        in_host_memory=message.in_host_memory,
+        error=_words(message.error, 200),
     )
 
 
 def _resident(message: pb.ModelStatus) -> ResidentModel:
+    model, _, revision = _words(message.model, MAX_NAME_LENGTH + 41).partition("@")
     return ResidentModel(
-        model=_words(message.model, MAX_NAME_LENGTH),
+        model=model,
+        revision=revision,
         state=STATES.get(message.state, "failed"),
         progress=_share(message.progress),
         error=_words(message.error, 200),
@@ -306,4 +375,10 @@ def _resident(message: pb.ModelStatus) -> ResidentModel:
         decode_ms_per_token=_measure(message.decode_ms_per_token),
         forward_share=_measure(message.forward_share),
         engine="static" if message.engine == pb.ENGINE_KIND_STATIC else "continuous",
+        voices=tuple(_words(voice, MAX_NAME_LENGTH) for voice in message.voices[:MAX_VOICES]),
+        stage=_words(message.stage, 20),
+        resident_bytes=message.resident_bytes,
+        kv_bytes=message.kv_bytes,
+        measured_bytes=message.measured_bytes,
+        idle_ms=message.idle_ms,
     )

@@ -1,4 +1,4 @@
-"""Loads what is placed on one worker: one model at a time, and a failure again after a growing pause."""
+"""Carries out what the manager decided for one worker: one action at a time, and a failed load again after a growing pause."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import time
 from dataclasses import dataclass
 
 from apps.core.errors import ServiceError
-from apps.core.types import ResidentModel, WorkerSnapshot
+from apps.core.tasks import end
 from apps.fleet.daemon_client import DaemonClient
-from apps.fleet.selectors import PlacedModel
+from apps.fleet.manager import Action
 
 RETRY_SECONDS = 10.0
 MAX_RETRY_SECONDS = 300.0
-SWITCH_GRACE_MS = 60_000  # for what runs under the engine that a model leaves
+GRACE_MS = 60_000  # for what runs on a model that leaves
 _LOG = logging.getLogger(__name__)
 
 
@@ -26,56 +26,53 @@ class _Failure:
 
 
 class Loader:
-    """Asked about each placed model whenever the worker is heard; never blocks."""
+    """`act` never blocks. `ended_at` is when the latest action was over, by time.monotonic()."""
 
     def __init__(self) -> None:
+        self.action: Action | None = None
+        self.ended_at = 0.0
         self._task: asyncio.Task[None] | None = None
-        self._loading = ""
         self._failures: dict[str, _Failure] = {}
 
-    def place(self, client: DaemonClient, worker: WorkerSnapshot, placed: PlacedModel) -> str:
-        """Sees to it that the worker will hold the model, under its engine. Returns how far that is, for people."""
-        model, resident = placed.model, worker.resident(placed.model)
-        leaves = resident is not None and resident.state == "ready" and resident.engine != placed.engine
-        if resident is not None and resident.state in ("ready", "loading", "unloading") and not leaves:
-            return self._known(resident)
-        if self._task is not None and not self._task.done():
-            return "loading" if model == self._loading else f"waiting: {self._loading} is loading"
-        failure = self._failures.get(model)
-        if failure is not None and time.monotonic() < failure.until:
-            return failure.text
-        self._loading = model
-        self._task = asyncio.create_task(self._load(client, worker, placed, leaves), name=f"load {model}")
-        return f"going over to the {placed.engine} engine" if leaves else "loading"
+    @property
+    def acting(self) -> bool:
+        return self._task is not None and not self._task.done()
 
-    def _known(self, resident: ResidentModel) -> str:
-        if resident.state == "ready":
-            self._failures.pop(resident.model, None)
-        if resident.state == "loading":
-            return f"loading: {int(resident.progress * 10) * 10} %"
-        return resident.state
+    @property
+    def failing(self) -> dict[str, str]:
+        """Folders that are not to be tried yet, with why."""
+        now = time.monotonic()
+        return {folder: failure.text for folder, failure in self._failures.items() if now < failure.until}
 
-    async def _load(self, client: DaemonClient, worker: WorkerSnapshot, placed: PlacedModel, leaves: bool) -> None:
-        """`leaves`: it is there under the other engine, and has to go first."""
-        model = placed.model
+    def act(self, client: DaemonClient, epoch: int, action: Action) -> None:
+        """Begins an action. Only while no other is under way."""
+        self.action = action
+        self._task = asyncio.create_task(self._act(client, epoch, action), name=f"{action.worker}: {action.load or 'unload'}")
+
+    async def _act(self, client: DaemonClient, epoch: int, action: Action) -> None:
+        _LOG.info("%s: loading %r, evicting %r: %s", action.worker, action.load, action.evict, action.reason)
         try:
-            if leaves:
-                await client.unload_model(model, worker.epoch, SWITCH_GRACE_MS)
-            async for _ in client.load_model(model, worker.epoch, placed.engine):
-                continue  # the worker's status tells how far it is
+            for folder in action.evict:
+                await client.unload_model(folder, epoch, GRACE_MS)
+            if action.load:
+                async for _ in client.load_model(action.load, epoch, action.engine):
+                    continue  # the worker's status tells how far it is
+                self._failures.pop(action.load, None)
         except ServiceError as error:
-            _LOG.warning("loading %s on %s failed: %s", model, worker.worker_id, error)
-            self._failures[model] = self._failed(model, str(error))
+            _LOG.warning("%r on %s failed: %s", action.load or action.evict, action.worker, error)
+            if action.load:
+                self._failures[action.load] = self._failed(action.load, str(error))
+        finally:
+            self.ended_at = time.monotonic()
 
-    def _failed(self, model: str, reason: str) -> _Failure:
-        known = self._failures.get(model)
+    def _failed(self, folder: str, reason: str) -> _Failure:
+        known = self._failures.get(folder)
         count = 1 if known is None else known.count + 1
         pause = min(MAX_RETRY_SECONDS, RETRY_SECONDS * 2 ** min(count - 1, 10))
         text = f"failed: {reason[:120]}; tried {count} times, again within {pause:.0f} s"
         return _Failure(count, time.monotonic() + pause, text)
 
     async def stop(self) -> None:
-        """Lets go of a load under way; the daemon goes on with it, and the next call joins it."""
+        """Lets go of what is under way; the daemon goes on with it, and the next call joins it."""
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)

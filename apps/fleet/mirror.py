@@ -15,7 +15,7 @@ from django.db.models import F
 from django.utils import timezone
 
 from apps.core.database import in_database
-from apps.fleet.models import Gpu, Placement, Worker
+from apps.fleet.models import Gpu, Model, Placement, Worker
 
 WRITE_SECONDS = 1.0
 RETRY_SECONDS = 5.0
@@ -37,7 +37,12 @@ class Device:
     memory_bytes: int
 
 
-Value: TypeAlias = "Status | Device | str"
+@dataclass(frozen=True, slots=True)
+class Peak:
+    memory_bytes: int
+
+
+Value: TypeAlias = "Status | Device | Peak | str"
 
 
 class Mirror:
@@ -59,6 +64,11 @@ class Mirror:
         """Where it runs; a name of "?" means that it does not know yet."""
         if name not in ("", "?"):
             self._want("device", Device(name, min(memory_bytes, MAX_BYTES)))
+
+    def peak(self, model: str, memory_bytes: int) -> None:
+        """The most that a model was measured to take here; 0 is not known."""
+        if memory_bytes:
+            self._want(model, Peak(min(memory_bytes, MAX_BYTES)))
 
     def placement(self, placement_id: int, state: str) -> None:
         self._want(placement_id, state[:200])
@@ -96,6 +106,8 @@ def _save(worker_id: int, news: dict[str | int, Value]) -> None:
             worker.update(status=value.text, seen_at=timezone.now() if _alive(value.text) else F("seen_at"))
         elif isinstance(value, Device):
             _save_device(worker_id, value)
+        elif isinstance(value, Peak):
+            Model.objects.filter(name=key, measured_bytes__lt=value.memory_bytes).update(measured_bytes=value.memory_bytes)
         else:
             Placement.objects.filter(pk=key).update(state=value)
 

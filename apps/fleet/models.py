@@ -7,6 +7,7 @@ from django.db import models
 from django.utils import timezone
 
 _FOLDER = RegexValidator(r"^[a-z0-9][a-z0-9._-]*$", "Use small letters, digits, dots and dashes.")
+_REVISION = RegexValidator(r"^[A-Za-z0-9][A-Za-z0-9._-]*$", "Use letters, digits, dots, dashes and underscores.")
 HOST_ADDRESS = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,198}[A-Za-z0-9])?|[0-9A-Fa-f:]{2,45}"
 SSH_USER = r"[a-z_][a-z0-9_-]{0,31}"
 SSH_HOST_KEY = r"ssh-ed25519 [A-Za-z0-9+/]{68}"
@@ -19,6 +20,8 @@ class Modality(models.TextChoices):
     SPEECH = "speech"
     IMAGE = "image"
     VIDEO = "video"
+    EMBEDDING = "embedding"
+    TRANSCRIPTION = "transcription"
 
 
 class EngineKind(models.TextChoices):
@@ -31,7 +34,7 @@ class Model(models.Model):
 
     name = models.CharField(max_length=100, unique=True, validators=[_FOLDER], help_text="What requests call it.")
     title = models.CharField(max_length=100)
-    modality = models.CharField(max_length=10, choices=Modality.choices)
+    modality = models.CharField(max_length=20, choices=Modality.choices)
     publisher = models.CharField(max_length=100)
     licence = models.CharField(max_length=100)
     parameters = models.BigIntegerField()
@@ -46,6 +49,18 @@ class Model(models.Model):
         default=EngineKind.CONTINUOUS,
         help_text="How its requests are batched: continuously, or one generate() call a batch, to compare. "
         "Workers that hold the model load it again.",
+    )
+    revision = models.CharField(
+        max_length=40,
+        blank=True,
+        validators=[_REVISION],
+        help_text="Workers serve the folder NAME@REVISION, and go over to it one by one; empty: the folder NAME.",
+    )
+    idle_unload_seconds = models.PositiveIntegerField(
+        null=True, blank=True, help_text="Unloaded when unused for so long, unless placed; 0: never; empty: MODEL_IDLE_SECONDS."
+    )
+    measured_bytes = models.BigIntegerField(
+        default=0, editable=False, help_text="The most that a worker measured for weights and activations."
     )
     source = models.CharField(max_length=200, blank=True, help_text="Where `manage.py models pull` finds its weights.")
     published_at = models.DateField()

@@ -1,6 +1,7 @@
 """The live picture of the workers, in Redis: written by the controller from each daemon's status, read by everyone else.
 
 Keys: `workers`, a hash of worker id -> WorkerSnapshot as JSON; a snapshot older than the timeout, by Redis TIME, is dead.
+`wanted`, a hash of model -> "how many requests wait, when that was so": written by the scheduler, read by the controller.
 `workers:quarantine`, a hash of entries that were none, and `quarantined`, the count of all that was put aside anywhere.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from apps.fleet.selectors import ModelCard
 
 KEY = "workers"
+WANTED = "wanted"
+DEMAND_MS = 3_000
 _QUARANTINE = LuaScript(Path(__file__).parent / "lua/quarantine.lua")
 _PUBLISH = LuaScript(Path(__file__).parent / "lua/publish.lua")
 _SNAPSHOT = TypeAdapter(WorkerSnapshot)
@@ -55,6 +59,28 @@ async def workers(redis: Redis, *, timeout_ms: int) -> list[WorkerSnapshot]:
     return sorted(alive, key=lambda snapshot: snapshot.worker_id)
 
 
+async def report_demand(redis: Redis, waiting: Mapping[str, int]) -> None:
+    """Says how many requests wait for each model. What is not said again within DEMAND_MS is over."""
+    now = await server_time_ms(redis)
+    if waiting:
+        await redis.hset(WANTED, mapping={model: f"{count} {now}" for model, count in waiting.items()})
+
+
+async def demand(redis: Redis) -> dict[str, int]:
+    """How many requests wait for each model."""
+    async with redis.pipeline(transaction=False) as pipe:
+        (seconds, micros), rows = await pipe.time().hgetall(WANTED).execute()
+    now = int(seconds) * 1000 + int(micros) // 1000
+    found = {}
+    for model, row in rows.items():
+        count, _, at = row.partition(" ")
+        if count.isdigit() and at.isdigit() and int(count) and abs(now - int(at)) <= DEMAND_MS:
+            found[model] = int(count)
+        else:
+            await redis.hdel(WANTED, model)
+    return found
+
+
 def _parse(worker_id: str, row: str) -> WorkerSnapshot | None:
     try:
         snapshot = _SNAPSHOT.validate_json(row)
@@ -69,13 +95,22 @@ async def _quarantine(redis: Redis, worker_id: str, row: str) -> None:
 
 
 async def availability(redis: Redis, card: ModelCard, *, timeout_ms: int) -> str:
-    """Whether the model can serve: ready, loading, not_loaded, no_weights or no_worker."""
-    alive = [worker for worker in await workers(redis, timeout_ms=timeout_ms) if not worker.draining]
-    held = [(worker, resident) for worker in alive if (resident := worker.resident(card.name))]
+    """Whether the model can serve: ready, loading, on_demand, load_failed, not_loaded, no_weights or no_worker."""
+    state, _ = state_of(card.name, await workers(redis, timeout_ms=timeout_ms))
+    return "no_weights" if state == "not_loaded" and not card.has_weights else state
+
+
+def state_of(model: str, alive: Iterable[WorkerSnapshot]) -> tuple[str, str]:
+    """ready, loading, on_demand, load_failed (and why), not_loaded or no_worker; what a cordoned worker holds is on its way.
+    Pure."""
+    usable = [worker for worker in alive if not worker.draining]
+    held = [(worker, resident) for worker in usable for resident in worker.models if resident.model == model]
     states = {"loading" if worker.cordoned else resident.state for worker, resident in held}
     for state in ("ready", "loading"):
         if state in states:
-            return state
-    if not card.has_weights:
-        return "no_weights"
-    return "not_loaded" if alive else "no_worker"
+            return state, ""
+    if any(model in worker.loadable for worker in usable):
+        return "on_demand", ""
+    if reasons := [worker.refused[model] for worker in usable if model in worker.refused]:
+        return "load_failed", reasons[0]
+    return ("not_loaded" if usable else "no_worker"), ""

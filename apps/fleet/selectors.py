@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from datetime import time as clock
@@ -11,10 +12,13 @@ from django.conf import settings
 
 from apps.core.cache import TtlCache
 from apps.core.database import in_database
-from apps.fleet.models import Model, ModeSwitch, Worker
+from apps.core.types import folder_of
+from apps.fleet.manager import Policy
+from apps.fleet.models import Model, ModeSwitch, Placement, Worker
+from apps.fleet.weights import is_here, is_tiny
 
 CACHE_SECONDS = 4.0
-TINY_MARK = "tiny.json"  # in the folder of a seeded checkpoint that has the architecture and not the weights
+MAX_HEADER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +40,26 @@ class ModelCard:
 
     @property
     def has_weights(self) -> bool:
-        return (self.folder / "config.json").is_file()
+        return is_here(self.folder)
+
+    @property
+    def voices(self) -> tuple[str, ...]:
+        """By its files; none for a model that does not speak."""
+        return voice_names(self.folder / "voices.safetensors")
 
     @property
     def tiny(self) -> bool:
-        return (self.folder / TINY_MARK).is_file()
+        return is_tiny(self.folder)
+
+
+def voice_names(file: Path) -> tuple[str, ...]:
+    """The tensors that a safetensors file says it has, read from its header; none when it cannot be read."""
+    try:
+        with file.open("rb") as data:
+            header = json.loads(data.read(min(MAX_HEADER_BYTES, int.from_bytes(data.read(8), "little"))))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(sorted(set(header) - {"__metadata__"})) if isinstance(header, dict) else ()
 
 
 async def model_cards() -> dict[str, ModelCard]:
@@ -71,10 +90,12 @@ def _card(model: Model) -> ModelCard:
 
 @dataclass(frozen=True, slots=True)
 class PlacedModel:
-    """One placement: the row, the model's name, and the engine it is to run under."""
+    """One placement: the row, the model's name, and the folder and the engine that it is to run from and under."""
 
     id: int
     model: str
+    is_pinned: bool = False
+    folder: str = ""
     engine: str = "continuous"
 
 
@@ -107,6 +128,16 @@ def assignments() -> dict[int, Assignment]:
     return {pk: assignment for pk, assignment in found.items() if assignment is not None}
 
 
+def policies() -> dict[str, Policy]:
+    """How each enabled model is to be held, by name."""
+    return {model.name: _policy(model) for model in Model.objects.filter(is_enabled=True)}
+
+
+def _policy(model: Model) -> Policy:
+    own = model.idle_unload_seconds
+    return Policy(model.name, model.engine, model.revision, settings.ENV.model_idle_seconds if own is None else own)
+
+
 def _assignment(worker: Worker, switch: ModeSwitch | None) -> Assignment | None:
     assignment, host = assignment_of(worker), worker.host
     if not host.is_managed:
@@ -121,5 +152,10 @@ def _assignment(worker: Worker, switch: ModeSwitch | None) -> Assignment | None:
 def assignment_of(worker: Worker) -> Assignment:
     """The worker and what is placed on it, whatever mode its host is in."""
     placed = sorted(worker.placements.all(), key=lambda placement: (not placement.is_pinned, placement.pk))
-    placements = tuple(PlacedModel(p.pk, p.model.name, p.model.engine) for p in placed if p.model.is_enabled)
+    placements = tuple(_placed(p) for p in placed if p.model.is_enabled)
     return Assignment(worker.pk, worker.name, worker.address, worker.host_id, placements)
+
+
+def _placed(placement: Placement) -> PlacedModel:
+    model = placement.model
+    return PlacedModel(placement.pk, model.name, placement.is_pinned, folder_of(model.name, model.revision), model.engine)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
@@ -51,6 +53,27 @@ def model_set_engine(*, name: str, engine: str) -> None:
         raise InvalidRequest(f"An engine is one of {', '.join(EngineKind.values)}.")
     if not Model.objects.filter(name=name).update(engine=engine):
         raise InvalidRequest(_unknown(name))
+
+
+@transaction.atomic
+def catalogue_load(rows: list[dict[str, Any]]) -> None:
+    """Brings the catalogue's facts up to date. What an operator chose of a model that is there stays."""
+    for row in rows:
+        Model.objects.update_or_create(name=row["fields"]["name"], defaults=row["fields"])
+
+
+@transaction.atomic
+def model_roll(*, name: str, revision: str) -> None:
+    """Has workers go over to the folder NAME@REVISION, one by one; "" is the folder NAME. Raises InvalidRequest."""
+    model = Model.objects.filter(name=name).first()
+    if model is None:
+        raise InvalidRequest(_unknown(name))
+    model.revision = revision
+    try:
+        model.clean_fields(exclude={field.name for field in Model._meta.fields} - {"revision"})
+    except ValidationError as error:
+        raise InvalidRequest("; ".join(error.messages)) from None
+    model.save(update_fields=["revision"])
 
 
 def _save(row: Host | Worker) -> None:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 from apps.core.errors import InvalidRequest, Unavailable
 from apps.core.types import Thought
 from apps.fleet.chat_template import ChatTemplate
+from apps.fleet.pictures import picture_sizes
 
 LONG_CHARACTERS = 4_000
 _TAIL_TOKENS = 12  # more than <think> and a line break are ever spelled with
@@ -44,7 +45,11 @@ class ModelTokenizer:
         text_config = config.get("text_config", config)  # a vision model keeps its language model's figures there
         generation = folder / "generation_config.json"
         self.vocab_size: int = text_config["vocab_size"]
+        self.hidden_size: int = text_config.get("hidden_size") or text_config.get("d_model") or 0
         self.eos_ids = _ids(text_config) | (_ids(_read(generation)) if generation.is_file() else frozenset())
+        # Of a model that sees: what its pictures take, and the token that is repeated for each.
+        self.picture_sizes = picture_sizes(folder) if "vision_config" in config else None
+        self.picture_token: int | None = config.get("image_token_id")
         self._template_file = folder / "chat_template.jinja"
         self._config = _read(folder / "tokenizer_config.json")
         self._tokenizer = _tokenizer(folder / "tokenizer.json")
@@ -62,16 +67,32 @@ class ModelTokenizer:
         ids: list[int] = found.ids
         return ids
 
+    def encode_framed(self, text: str) -> list[int]:
+        """As `encode`, within the special tokens that the model was trained to see around a text."""
+        (found,) = self._tokenizer.encode_batch([text], add_special_tokens=True)
+        ids: list[int] = found.ids
+        return ids
+
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] = (), thinking: bool | None = None
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        thinking: bool | None = None,
+        pictures: Sequence[int] = (),
     ) -> list[int]:
-        """Ids of a conversation up to where the assistant speaks. Raises InvalidRequest for what the template refuses."""
+        """Ids of a conversation up to where the assistant speaks, with as many for each picture as `pictures` says. Raises
+        InvalidRequest for what the template refuses."""
         ids: list[int] = []
+        left = list(pictures)
         for piece in self._template.pieces(messages, tools, thinking):
-            if isinstance(piece, int):
-                ids.append(piece)
-            else:
+            if not isinstance(piece, int):
                 ids += self.encode(piece)
+            elif left and piece == self.picture_token:
+                ids += [piece] * left.pop(0)
+            else:
+                ids.append(piece)
+        if left:
+            raise InvalidRequest("The model's chat template shows no images.", code="invalid_messages", param="messages")
         return ids
 
     @property
@@ -184,6 +205,8 @@ def _tokenizer(path: Path) -> Tokenizer:
     except Exception as error:
         raise ValueError(f"{path.name} is not a tokenizer's file") from error
     tokenizer.encode_special_tokens = True
+    tokenizer.no_padding()  # some files ask for a fixed length, for batches of other libraries
+    tokenizer.no_truncation()
     return tokenizer
 
 

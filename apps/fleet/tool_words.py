@@ -42,8 +42,8 @@ def _plain(messages: Sequence[Message]) -> Iterator[Message]:
             yield {"role": "user", "content": "\n".join(results)}
             results = []
         calls = [_call(call["function"]) for call in message.get("tool_calls", ())]
-        words = [message["content"]] if message["content"] or not calls else []
-        yield {"role": message["role"], "content": "\n".join([*words, *calls])}
+        words = [message["content"]] if message["content"] else []
+        yield {"role": message["role"], "content": "\n".join([*words, *calls]) if calls else message["content"]}
     if results:
         yield {"role": "user", "content": "\n".join(results)}
 

@@ -1,4 +1,4 @@
-"""One worker, followed for as long as it is wanted: heard, published, and given what is placed on it."""
+"""One worker, followed for as long as it is wanted: heard, published, and told what the manager decided for it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import dataclasses
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -19,10 +20,12 @@ from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
 from apps.fleet.loading import Loader
+from apps.fleet.manager import Action, Policy, Site
 from apps.fleet.mirror import Mirror
-from apps.fleet.selectors import Assignment
+from apps.fleet.selectors import Assignment, PlacedModel
 
 STATUS_INTERVAL_MS = 500
+SETTLE_SECONDS = 2.0
 RECONNECT_SECONDS = (0.25, 0.5, 1.0, 2.0)  # the pause after each failure in a row; the last is for all further ones
 _LOG = logging.getLogger(__name__)
 
@@ -45,10 +48,16 @@ class StuckDetector:
 class WorkerWatch:
     """Follows the worker from its creation to `stop`. `wanted` may change what is placed, not where the worker is."""
 
-    def __init__(self, redis: Redis, wanted: Assignment) -> None:
+    def __init__(self, redis: Redis, wanted: Assignment, policies: Mapping[str, Policy]) -> None:
         self.wanted = wanted
+        self.policies = policies
         self._redis = redis
         self._mirror = Mirror(wanted.worker_id)
+        self.snapshot: WorkerSnapshot | None = None  # the latest; None while it is not heard
+        self.loadable: tuple[str, ...] = ()
+        self.refused: dict[str, str] = {}
+        self._heard_at = 0.0
+        self._client: DaemonClient | None = None
         self._loader = Loader()
         self._stuck = StuckDetector(settings.ENV.worker_timeout_ms / 1000)
         self._failures = 0
@@ -84,11 +93,13 @@ class WorkerWatch:
         """Returns never: raises when the worker or Redis is lost."""
         client = DaemonClient(self.wanted.address, settings.ENV.daemon_token.get_secret_value())
         try:
+            self._client = client
             async with aclosing(client.watch_status(STATUS_INTERVAL_MS)) as statuses:
                 async for snapshot in statuses:
                     self._failures = 0
                     await self._heard(client, snapshot)
         finally:
+            self.snapshot = self._client = None
             await self._loader.stop()
             await asyncio.shield(client.close())
 
@@ -106,7 +117,7 @@ class WorkerWatch:
     async def _hold(self) -> None:
         """While its host changes its mode, requests wait for a worker that is not there."""
         wanted = self.wanted
-        absent = WorkerSnapshot(wanted.name, wanted.address, wanted.epoch or 0, 0, "", "", False, 0, 0)
+        absent = WorkerSnapshot(wanted.name, wanted.address, wanted.epoch or 0, 0, "", "", False, 0, 0, loadable=self.loadable)
         try:
             await registry.publish(self._redis, _cordoned(absent, wanted))
         except RedisError as error:
@@ -114,26 +125,76 @@ class WorkerWatch:
 
     async def _heard(self, client: DaemonClient, snapshot: WorkerSnapshot) -> None:
         if snapshot.worker_id != self.wanted.name:
+            self.snapshot = None
             self._mirror.status(f"calls itself {snapshot.worker_id!r}; start it with --worker-id {self.wanted.name}")
             return
         if self._stuck.stuck(snapshot, time.monotonic()):
+            self.snapshot = None
             self._mirror.status("stuck: its step stands still while requests run")
             await registry.forget(self._redis, self.wanted.name)
             return
         if self.wanted.epoch not in (None, snapshot.epoch):
+            self.snapshot = None
             self._mirror.status(f"of epoch {snapshot.epoch}, which is not {self.wanted.epoch}: fenced off")
             await (self._hold() if self.wanted.cordoned else registry.forget(self._redis, self.wanted.name))
             return
-        snapshot = dataclasses.replace(snapshot, address=self.wanted.address)
+        self._heard_at = time.monotonic()
+        ordered = self._in_order(snapshot)
         self._mirror.device(snapshot.device, snapshot.memory_total_bytes)
         if self.wanted.cordoned:
+            self.snapshot = None  # the manager leaves it alone
             self._mirror.status("cordoned: its host changes its mode")
-            await registry.publish(self._redis, _cordoned(snapshot, self.wanted))
+            await registry.publish(self._redis, _cordoned(ordered, self.wanted))
             return
-        await registry.publish(self._redis, snapshot)
+        self.snapshot = ordered
+        await registry.publish(self._redis, self.snapshot)
         self._mirror.status("draining" if snapshot.draining else "serving")
+        for folder in snapshot.folders:
+            self._mirror.peak(folder.model, folder.measured_bytes)
         for placement in self.wanted.placements:
-            self._mirror.placement(placement.id, self._loader.place(client, snapshot, placement))
+            self._mirror.placement(placement.id, self._state(snapshot, placement))
+
+    def _in_order(self, snapshot: WorkerSnapshot) -> WorkerSnapshot:
+        """With what only the controller knows; of a model's revisions, the one to be used first."""
+        wanted = {policy.folder for policy in self.policies.values()}
+        models = sorted(snapshot.models, key=lambda resident: (resident.state != "ready", resident.folder not in wanted))
+        return dataclasses.replace(
+            snapshot, address=self.wanted.address, models=tuple(models), loadable=self.loadable, refused=self.refused
+        )
+
+    # --- The manager's ---
+
+    def site(self, ready_since_ms: Mapping[str, int]) -> Site | None:
+        """The worker as the manager is to see it; None while it is not heard."""
+        if self.snapshot is None:
+            return None
+        placed = {placement.model: placement.is_pinned for placement in self.wanted.placements}
+        acting = self._loader.acting or not self._settled(self.snapshot)
+        return Site(self.snapshot, placed, self._loader.failing, ready_since_ms, acting)
+
+    def _settled(self, snapshot: WorkerSnapshot) -> bool:
+        """Whether what was heard shows what the latest action did: a status may be older than the time it comes at."""
+        action, ended_at = self._loader.action, self._loader.ended_at
+        if action is None or time.monotonic() - ended_at > SETTLE_SECONDS:
+            return True
+        there = {resident.folder for resident in snapshot.models}
+        loaded = not action.load or action.load in there or action.load in self._loader.failing
+        return self._heard_at > ended_at and loaded and not there.intersection(action.evict)
+
+    def act(self, action: Action) -> None:
+        if self._client is not None and self.snapshot is not None:
+            self._loader.act(self._client, self.snapshot.epoch, action)
+
+    def _state(self, snapshot: WorkerSnapshot, placed: PlacedModel) -> str:
+        """How far a placement is, for people."""
+        policy = self.policies.get(placed.model)
+        resident = next((r for r in snapshot.models if r.model == placed.model), None)
+        if resident is not None and resident.state == "loading":
+            return f"loading: {int(resident.progress * 10) * 10} %"
+        if resident is not None and resident.state in ("ready", "unloading"):
+            return resident.state
+        failure = self._loader.failing.get(policy.folder) if policy is not None else None
+        return failure or self.refused.get(placed.model) or "waiting for room"
 
 
 def _cordoned(snapshot: WorkerSnapshot, wanted: Assignment) -> WorkerSnapshot:

@@ -10,12 +10,12 @@ _MESSAGES = {
     "drain": "The queue for {model} is longer than it would be useful to wait for.",
 }
 _ABSENCES = {
-    "loading": ("model_loading", "{model} is being loaded. Try again shortly."),
     "not_loaded": ("model_not_loaded", "{model} is not loaded on any worker. An operator can place it in the admin."),
     "no_weights": (
         "model_not_loaded",
         "The weights of {model} are not on this installation. An operator can fetch them with `manage.py models pull {model}`.",
     ),
+    "load_failed": ("model_load_failed", "{model} cannot be loaded: {reason}."),
     "no_worker": ("no_capacity", "No worker is alive to run {model}."),
 }
 
@@ -27,11 +27,11 @@ def queue_refusal(verdict: str, model: str, retry_ms: float, jitter: float) -> U
     return Unavailable(f"{message} Try again in {seconds:.0f} s.", code="queue_full", retry_after_seconds=seconds)
 
 
-def absence_refusal(availability: str, model: str) -> Unavailable:
-    """The error for a model that no worker can run now. `availability` is what apps.fleet.registry says."""
+def absence_refusal(availability: str, model: str, reason: str = "") -> Unavailable:
+    """The error for a model that no worker can run now. `availability` and `reason` are what apps.fleet.registry says."""
     code, message = _ABSENCES[availability]
     return Unavailable(
-        message.format(model=model),
+        message.format(model=model, reason=reason.rstrip(".")),
         code=code,
         param="model",
         retry_after_seconds=30.0 if code == "model_not_loaded" else 5.0,

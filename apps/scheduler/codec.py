@@ -7,14 +7,17 @@ from __future__ import annotations
 
 from pydantic import TypeAdapter, ValidationError
 
-from apps.core.types import ChoiceFinished, Event, InferenceRequest, RequestFinished, TextDelta
+from apps.core.types import ChoiceFinished, Event, InferenceRequest, MediaDelta, RequestFinished, TextDelta
 
 _REQUEST = TypeAdapter(InferenceRequest)
 _EVENTS: dict[str, TypeAdapter[Event]] = {
     "t": TypeAdapter(TextDelta),
+    "m": TypeAdapter(MediaDelta),
     "c": TypeAdapter(ChoiceFinished),
     "f": TypeAdapter(RequestFinished),  # written by lua/end_request.lua
 }
+
+_LETTERS: dict[type, str] = {TextDelta: "t", MediaDelta: "m", ChoiceFinished: "c"}
 
 
 class Garbled(ValueError):
@@ -33,8 +36,8 @@ def decode_request(payload: str) -> InferenceRequest:
         raise Garbled("not a request") from None
 
 
-def encode_event(event: TextDelta | ChoiceFinished) -> str:
-    letter = "t" if isinstance(event, TextDelta) else "c"
+def encode_event(event: TextDelta | MediaDelta | ChoiceFinished) -> str:
+    letter = _LETTERS[type(event)]
     return letter + _EVENTS[letter].dump_json(event).decode()
 
 

@@ -1,4 +1,5 @@
-"""The one cost unit: predicted milliseconds of a worker, linear in the tokens prefilled and decoded. Pure.
+"""The one cost unit: predicted milliseconds of a worker, linear in the tokens prefilled and decoded, or in the input and output
+units of work that is no text (apps/core/types.py). Pure.
 
 A model of it is fitted for each (model, worker class) from finished requests, whose share of the worker's time the
 dispatcher measures (link.py). Until there are enough of them, the worker's own figures stand in.
@@ -10,10 +11,11 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from apps.core.types import InferenceRequest, ResidentModel
+from apps.core.types import InferenceRequest, ResidentModel, TranscribeWork
 
 # What a request is expected to generate when its bound is higher: most answers end long before `max_tokens`.
 EXPECTED_TOKENS = 256
+TOKENS_A_SECOND = 3.5  # of speech, in a transcript
 ENOUGH = 10.0  # finished requests, before a fit is believed
 INTERVAL_SIGMAS = 1.2816  # 80% of outcomes are within
 
@@ -91,5 +93,14 @@ def cheapest(models: Iterable[CostModel]) -> CostModel | None:
 
 
 def price(request: InferenceRequest, model: CostModel) -> Cost:
-    tokens = request.num_choices * min(request.sampling.max_tokens, EXPECTED_TOKENS)
+    tokens = request.num_choices * _expected(request)
     return Cost(model.prefill_ms * request.num_prompt_tokens, model.decode_ms, tokens)
+
+
+def _expected(request: InferenceRequest) -> int:
+    """Output of a choice. Of what is no text it is known, but for a transcript's length."""
+    if request.work is None:
+        return min(request.sampling.max_tokens, EXPECTED_TOKENS)
+    if isinstance(request.work, TranscribeWork):
+        return min(request.sampling.max_tokens, math.ceil(TOKENS_A_SECOND * request.work.seconds))
+    return request.sampling.max_tokens

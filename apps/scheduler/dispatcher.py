@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from django.conf import settings
@@ -18,13 +18,16 @@ from apps.core.tasks import end
 from apps.core.types import WorkerSnapshot
 from apps.fleet import registry
 from apps.scheduler import queue
+from apps.scheduler.admission import absence_refusal
 from apps.scheduler.collector import BatchCollector, LaneView
 from apps.scheduler.link import WorkerLink
 from apps.scheduler.log import export
 from apps.scheduler.queue import LaneDepth
-from apps.scheduler.router import Candidate, candidates, cause_of_waiting
+from apps.scheduler.router import Candidate, Choice, assign, candidates, cause_of_waiting, runs
 
 IDLE_SECONDS = 0.25
+DEMAND_SECONDS = 0.25
+LEFT_SECONDS = 0.6  # by then a worker that unloaded a model has said so
 RETRY_SECONDS = 0.5
 _LOG = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ class Dispatcher:
         self._work = asyncio.Event()
         self._links: dict[str, WorkerLink] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._told: set[str] = set()  # lanes whose demand the controller knows
+        self._told_at = 0.0
         self._collectors: defaultdict[str, BatchCollector] = defaultdict(
             lambda: BatchCollector(settings.ENV.batch_window_ms, settings.ENV.batch_max_cost_ms)
         )
@@ -86,6 +91,7 @@ class Dispatcher:
         self._connect(workers)
         usable = [worker for worker in workers if self._links[worker.worker_id].connected]
         lanes, busy = await queue.depths(self._redis)
+        await self._tell_demand(lanes)
         for worker_id, link in self._links.items():
             link.sequences = busy.get(worker_id, 0)
         holds = [await self._serve(lane, depth, usable, busy) for lane, depth in lanes.items()]
@@ -108,10 +114,13 @@ class Dispatcher:
         for worker_id, worker in seen.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(self._redis, worker, self._work)
+            self._links[worker_id].worker = worker
 
     async def _serve(self, lane: str, depth: LaneDepth, workers: list[WorkerSnapshot], busy: dict[str, int]) -> float:
         """Leases the lane's next requests to the workers with room. Returns seconds to hold the lane, or 0."""
-        open_to = candidates(lane, workers, busy)
+        recently = time.monotonic() - LEFT_SECONDS
+        there = [worker for worker in workers if self._links[worker.worker_id].left.get(lane, 0) < recently]
+        open_to = candidates(lane, there, busy)
         view = LaneView(
             waiting=depth.waiting,
             waiting_ms=depth.waiting_ms,
@@ -120,24 +129,59 @@ class Dispatcher:
             idle=any(candidate.busy == 0 for candidate in open_to),
         )
         hold_ms = self._collectors[lane].hold_ms(time.monotonic() * 1000, view)
-        left = 0 if hold_ms else depth.waiting
-        for place, candidate in enumerate(open_to):
-            if left <= 0:
-                break
-            share = -(-left // (len(open_to) - place))
-            left -= await self._lease_to(lane, candidate, share)
+        left = depth.waiting
+        if not hold_ms and left and open_to:
+            left -= await self._lease(lane, left, open_to)
+        elif left and not open_to:
+            await self._give_up(lane, workers)
         cause = cause_of_waiting(lane, workers, held_back=bool(hold_ms))
         if depth.waiting and cause != depth.cause and (left or hold_ms):
             await queue.explain(self._redis, lane, cause)
         return hold_ms / 1000
 
-    async def _lease_to(self, lane: str, candidate: Candidate, limit: int) -> int:
+    async def _lease(self, lane: str, waiting: int, open_to: list[Candidate]) -> int:
+        """Leases to the workers with room, each request to the best for it. Returns how many were leased."""
+        if len(open_to) == 1:
+            return await self._lease_to(lane, open_to[0], waiting, [])
+        by_id = {candidate.worker.worker_id: candidate for candidate in open_to}
+        head = await queue.peek(self._redis, lane, min(waiting, sum(candidate.free for candidate in open_to)))
+        if not head:  # the next entry is none of ours: a lease puts it aside
+            return await self._lease_to(lane, open_to[0], 1, [])
+        count = 0
+        for run in runs(assign(head, open_to)):
+            leased = await self._lease_to(lane, by_id[run[0].worker_id], len(run), run)
+            count += leased
+            if leased < len(run):
+                self._work.set()  # another dispatcher took of these, so the head is another one
+                break
+        return count
+
+    async def _lease_to(self, lane: str, candidate: Candidate, limit: int, chosen: Sequence[Choice]) -> int:
         worker_id = candidate.worker.worker_id
-        leases = await queue.lease(self._redis, lane=lane, worker=worker_id, max_sequences=candidate.max_sequences, limit=limit)
+        leases = await queue.lease(
+            self._redis, lane=lane, worker=worker_id, max_sequences=candidate.max_sequences, limit=limit,
+            chosen=[(choice.request_id, choice.route) for choice in chosen], remember=bool(chosen),
+        )  # fmt: skip
         link = self._links[worker_id]
         for lease in leases:
             await link.submit(lease)
         return len(leases)
+
+    async def _give_up(self, lane: str, workers: list[WorkerSnapshot]) -> None:
+        """Ends what waits for a model that cannot be loaded, with the reason, rather than at its deadline."""
+        state, reason = registry.state_of(lane, workers)
+        if state == "load_failed":
+            error = absence_refusal(state, lane, reason)
+            await queue.fail_waiting(self._redis, lane, code=error.code, message=error.message)
+
+    async def _tell_demand(self, lanes: dict[str, LaneDepth]) -> None:
+        """What waits, for the model manager: at once when it is news, else now and then."""
+        waiting = {lane: depth.waiting for lane, depth in lanes.items() if depth.waiting}
+        now = time.monotonic()
+        if waiting and (waiting.keys() - self._told or now - self._told_at >= DEMAND_SECONDS):
+            await registry.report_demand(self._redis, waiting)
+            self._told_at = now
+        self._told = set(waiting)
 
     # --- Keeping what is leased ---
 

@@ -24,6 +24,9 @@ from apps.scheduler.codec import decode_event
 QUIET_SECONDS = 2.0
 _LOG = logging.getLogger(__name__)
 _Inbox = asyncio.Queue[tuple[int, str]]
+# Never spoken on, never left: while it has no subscription the client checks the connection's health by reading an answer,
+# which the reader, who has not noticed yet that nobody is left, would be reading too.
+_IDLE = "events:"
 
 
 class EventHub:
@@ -34,6 +37,7 @@ class EventHub:
         self._pubsub = redis.pubsub(ignore_subscribe_messages=True)
         self._inboxes: defaultdict[str, set[_Inbox]] = defaultdict(set)
         self._reader: asyncio.Task[None] | None = None
+        self._subscribing = asyncio.Lock()
 
     async def follow(self, request_id: str, after: int, payloads: list[str] | None = None) -> AsyncIterator[tuple[int, Event]]:
         """(id, event) for every event past `after`, ending with RequestFinished. Raises NotFound when the log is gone.
@@ -75,7 +79,8 @@ class EventHub:
         channel = f"events:{request_id}"
         self._inboxes[channel].add(inbox)
         try:
-            await self._pubsub.subscribe(channel)
+            async with self._subscribing:
+                await self._pubsub.subscribe(_IDLE, channel)
             if self._reader is None or self._reader.done():
                 self._reader = asyncio.create_task(self._deliver())
             yield inbox

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from apps.core.types import InferenceRequest, Priority
+from apps.core.types import InferenceRequest, Priority, WorkerSnapshot
 from apps.scheduler.cost import CostModel, price
 from apps.scheduler.queue import LaneDepth, Status
 
@@ -50,6 +52,24 @@ def estimate(
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLoad:
+    """How far the loading of a model is; `progress` from 0 to 1."""
+
+    stage: str
+    progress: float
+
+
+def load_of(model: str, workers: Iterable[WorkerSnapshot]) -> ModelLoad | None:
+    """The load of a model that no worker can run yet; the one that is furthest. None when nobody loads it, or needs to."""
+    held = [resident for worker in workers for resident in worker.models if resident.model == model]
+    loading = [resident for resident in held if resident.state == "loading"]
+    if not loading or any(resident.state == "ready" for resident in held):
+        return None
+    furthest = max(loading, key=lambda resident: resident.progress)
+    return ModelLoad(furthest.stage or "reading", round(furthest.progress, 2))
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a waiting request stands. `position` 0 is next; `starts_in_ms` is predicted; `cause` is what its lane waits for."""
 
@@ -57,14 +77,20 @@ class Progress:
     waiting: int
     starts_in_ms: int
     cause: str
+    load: ModelLoad | None = None
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """As clients get it: `load` only while the model is being loaded."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def progress(status: Status, *, pace: float) -> Progress:
+def progress(status: Status, *, pace: float, load: ModelLoad | None = None) -> Progress:
     lane = status.lane
     ahead = lane["waiting_ms"] * lane["position"] / max(1, lane["waiting"])
     # Of what runs, half is done on average.
     starts_in = (lane["running_ms"] / 2 + ahead) / pace
-    return Progress(int(lane["position"]), int(lane["waiting"]), round(starts_in), lane["cause"])
+    return Progress(int(lane["position"]), int(lane["waiting"]), round(starts_in), lane["cause"], load)
 
 
 def description(request_id: str, status: Status, *, pace: float) -> dict[str, Any]:
@@ -92,6 +118,7 @@ def description(request_id: str, status: Status, *, pace: float) -> dict[str, An
             "finished_ms": since("finished_ms"),
         },
         "wait": wait_so_far(status, now),
+        "route": json.loads(fields["route"]) if fields.get("route") else None,
         "queue": None,
     }
     if status.lane:

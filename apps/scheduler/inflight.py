@@ -9,13 +9,15 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from redis.asyncio import Redis
 
 from apps.accounts import quota
+from apps.core import blobs
 from apps.core.errors import QuotaExceeded
-from apps.core.types import InferenceRequest, Principal, TextDelta
+from apps.core.types import InferenceRequest, MediaDelta, Principal, TextDelta
 from apps.scheduler import queue
 from apps.scheduler.codec import decode_event
 from apps.scheduler.queue import Place
@@ -30,6 +32,7 @@ class Held:
     request: InferenceRequest
     principal: Principal
     place: Place
+    attachments: Mapping[str, bytes]
     ttl_ms: int
     until: float  # monotonic; past it the request has ended by its deadline
     payloads: list[str] = field(default_factory=list)
@@ -43,6 +46,7 @@ class Held:
             await quota.reserve(redis, request_id=self.request.id, principal=self.principal, tokens=tokens, ttl_ms=self.ttl_ms)
         except QuotaExceeded:
             _LOG.info("request %s runs beyond its quota after a flush", self.request.id)
+        await blobs.put(redis, self.attachments, self.ttl_ms)
         if await queue.restore(redis, self.place, generation=self.generation, payloads=self.payloads, seen=self._tokens_seen()):
             _LOG.warning("request %s was lost by Redis and is queued again", self.request.id)
 
@@ -52,6 +56,8 @@ class Held:
             event = decode_event(payload)
             if isinstance(event, TextDelta):
                 seen[event.choice] += len(event.token_ids)
+            elif isinstance(event, MediaDelta):
+                seen[event.choice] += event.units
         return dict(seen)
 
 

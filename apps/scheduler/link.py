@@ -4,26 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import defaultdict
 
 from django.conf import settings
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from apps.core import blobs
 from apps.core.errors import ServiceError
 from apps.core.tasks import end
-from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, WorkerSnapshot
+from apps.core.types import Event, FinishReason, Outcome, SequenceDelta, StepOutput, TranscribeWork, WorkerSnapshot
 from apps.fleet.daemon_client import DaemonClient, ExecuteStream
 from apps.fleet.tokenizers import tokenizer_for
 from apps.scheduler import costs, queue
 from apps.scheduler.codec import Garbled, decode_event
 from apps.scheduler.meter import Meter
 from apps.scheduler.queue import Lease
-from apps.scheduler.running import RunningRequest
+from apps.scheduler.running import RunningMedia, RunningRequest, RunningText
 
 RECONNECT_SECONDS = 0.5
 # Engine failures that another attempt may not meet.
 _WORTH_RETRYING = frozenset({"out_of_memory", "model_not_ready", "engine_error", "draining"})
+# Of those, the ones that are nobody's fault: the model left between the choice of the worker and the request's arrival.
+_UNLOADED = frozenset({"model_not_ready", "draining"})
 _LOG = logging.getLogger(__name__)
 
 
@@ -34,6 +38,7 @@ class WorkerLink:
         self.worker = worker
         self.running: dict[str, RunningRequest] = {}
         self.sequences = 0  # of every dispatcher, on this worker
+        self.left: dict[str, float] = {}  # models that were found unloaded, by time.monotonic()
         self._meter = Meter()
         self._redis = redis
         self._on_free = on_free
@@ -58,7 +63,9 @@ class WorkerLink:
         request = lease.request
         try:
             log = [] if lease.attempt == 1 else await self._published(request.id)
-            running = RunningRequest(lease, tokenizer_for(request.model).decoder, log)
+            running = _running(lease)
+            running.replay(log)
+            attachments = await blobs.take(self._redis, request.blobs)
         except (ServiceError, Garbled) as error:
             message = error.message if isinstance(error, ServiceError) else "The record of this request was damaged."
             await queue.finish(self._redis, request.id, Outcome.FAILED, attempt=lease.attempt, code="failed", message=message)
@@ -72,12 +79,19 @@ class WorkerLink:
             return  # The link broke meanwhile: _run gives this back with the rest.
         await self._stream.submit(
             request,
+            folder=self._folder_of(request.model),
             attempt=lease.attempt,
             epoch=self.worker.epoch,
-            generated={choice: running.generated[choice] for choice in sorted(running.open)},
+            done={choice: (running.tokens(choice), running.units(choice)) for choice in sorted(running.open)},
+            attachments=attachments,
             timeout_ms=lease.timeout_ms,
-            cache_salt=request.org_id.encode(),
+            cache_salt=f"{request.org_id}{request.salt and ':'}{request.salt}".encode(),
         )
+
+    def _folder_of(self, model: str) -> str:
+        """The revision that this worker is to run, by the latest word of it."""
+        resident = self.worker.resident(model)
+        return model if resident is None else resident.folder
 
     async def _published(self, request_id: str) -> list[Event]:
         entries = await self._redis.xrange(f"events:{request_id}")
@@ -161,8 +175,17 @@ class WorkerLink:
     async def _fail(self, running: RunningRequest, code: str) -> None:
         attempt = running.lease.attempt
         if code in _WORTH_RETRYING:
-            await queue.requeue(self._redis, [(running.id, attempt)], blame=True)
+            if code in _UNLOADED:
+                self.left[running.lease.request.model] = time.monotonic()
+            await queue.requeue(self._redis, [(running.id, attempt)], blame=code not in _UNLOADED)
         else:
             message = "The worker could not run this request."
             await queue.finish(self._redis, running.id, Outcome.FAILED, attempt=attempt, code=code, message=message)
         await self.abort(running.id)
+
+
+def _running(lease: Lease) -> RunningRequest:
+    """Raises ServiceError when the model's tokenizer is not here."""
+    if lease.request.work is None or isinstance(lease.request.work, TranscribeWork):
+        return RunningText(lease, tokenizer_for(lease.request.model).decoder)
+    return RunningMedia(lease)

@@ -14,9 +14,11 @@ from redis.asyncio import Redis
 from apps.accounts.quota import SETTLE_LUA
 from apps.core.redis import LuaScript
 from apps.core.types import InferenceRequest, Outcome
+from apps.scheduler.affinity import beginnings, tokens_of
 from apps.scheduler.codec import Garbled, decode_request, encode_request
 from apps.scheduler.cost import Cost
 from apps.scheduler.policy import REAP_LIMIT
+from apps.scheduler.router import Waiting
 
 _LUA = Path(__file__).parent / "lua"
 _COMMON, _END = _LUA / "common.lua", _LUA / "end_request.lua"
@@ -24,6 +26,7 @@ _ENQUEUE = LuaScript(_LUA / "enqueue.lua", _COMMON)
 _RESTORE = LuaScript(_LUA / "restore.lua", _COMMON)
 _EXPLAIN = LuaScript(_LUA / "explain.lua", _COMMON)
 _STATUS = LuaScript(_LUA / "status.lua", _COMMON)
+_PEEK = LuaScript(_LUA / "peek.lua", _COMMON)
 _LEASE = LuaScript(_LUA / "lease.lua", _COMMON)
 _EMIT = LuaScript(_LUA / "emit.lua", _COMMON)
 _RENEW = LuaScript(_LUA / "renew.lua", _COMMON)
@@ -83,7 +86,8 @@ async def enqueue(redis: Redis, request: InferenceRequest, cost: Cost, *, pace: 
         request.num_choices, request.num_prompt_tokens, cost.fixed_ms, cost.token_ms, cost.tokens,
         request.weight, limits.boost_ms, limits.queue_timeout_ms, limits.total_timeout_ms,
         limits.max_wait_ms, env.queue_max_requests, env.queue_max_requests_per_org,
-        env.queue_max_drain_ms, pace, int(request.priority), int(request.stream),
+        env.queue_max_drain_ms, pace, int(request.priority), int(request.stream), request.image_tokens,
+        " ".join(beginnings(request.model, request.org_id, request.prompts[0])) if request.prompts else "",
     )  # fmt: skip
     verdict, retry_ms, *place = await _ENQUEUE(redis, keys=[], args=args)
     return Place(args, *place) if verdict == "admitted" else Refusal(verdict, int(retry_ms))
@@ -116,9 +120,35 @@ async def status(redis: Redis, request_id: str) -> Status | None:
     return Status(*map(json.loads, parts)) if parts else None
 
 
-async def lease(redis: Redis, *, lane: str, worker: str, max_sequences: int, limit: int) -> list[Lease]:
-    """The next requests of the lane, leased to the worker. What cannot be read is failed here, and harms nobody."""
-    rows = await _LEASE(redis, keys=[], args=[lane, worker, max_sequences, limit, settings.ENV.lease_ms])
+async def peek(redis: Redis, lane: str, count: int) -> list[Waiting]:
+    """The lane's next requests, in the order they will be leased."""
+    rows = await _PEEK(redis, keys=[], args=[lane, count])
+    return [
+        Waiting(request_id, int(choices), int(prompt_tokens), int(tokens),
+                {worker: tokens_of(depth) for worker, depth in json.loads(taken).items()})
+        for request_id, choices, prompt_tokens, tokens, taken in rows
+    ]  # fmt: skip
+
+
+async def lease(
+    redis: Redis,
+    *,
+    lane: str,
+    worker: str,
+    max_sequences: int,
+    limit: int,
+    chosen: Sequence[tuple[str, str]] = (),
+    remember: bool = False,
+) -> list[Lease]:
+    """The next requests of the lane, leased to the worker. What cannot be read is failed here, and harms nobody.
+
+    With `chosen`, (id, route) of those that were chosen for it, it ends at the first that is not the next any more.
+    `remember` keeps in mind that the worker took their beginnings."""
+    env = settings.ENV
+    flat = [part for pair in chosen for part in pair]
+    affinity_ms = env.affinity_ms if remember else 0
+    args: list[str | int | float] = [lane, worker, max_sequences, limit, env.lease_ms, affinity_ms, *flat]
+    rows = await _LEASE(redis, keys=[], args=args)
     leases = []
     for request_id, attempt, payload, timeout_ms in rows:
         try:
@@ -149,6 +179,13 @@ async def finish(
     """Ends a request. True when this call did; False when it had ended, is unknown, or `attempt` is stale."""
     args: list[str | int] = [request_id, attempt, outcome.value, code, message, settings.ENV.events_ttl_ms]
     return bool(await _FINISH(redis, keys=[], args=args))
+
+
+async def fail_waiting(redis: Redis, lane: str, *, code: str, message: str) -> int:
+    """Ends what waits in a lane, because nobody will ever serve it. Returns how many that were."""
+    members = await redis.zrange(f"lane:{lane}", 0, REAP_LIMIT - 1)
+    ended = [await finish(redis, member[17:], Outcome.FAILED, code=code, message=message) for member in members]
+    return sum(ended)
 
 
 async def requeue(redis: Redis, held: Iterable[tuple[str, int]], *, blame: bool) -> int:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,13 +15,15 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from apps.accounts import quota
+from apps.core import blobs
+from apps.core.cache import TtlCache
 from apps.core.errors import NotFound, QuotaExceeded, ServiceError, Unavailable
 from apps.core.redis import server_time_ms, shared
 from apps.core.tasks import end
 from apps.core.types import Event, InferenceRequest, Outcome, Principal, RateLimitState, RequestFinished, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.modes import demand
-from apps.fleet.selectors import model_cards
+from apps.fleet.selectors import ModelCard, model_cards
 from apps.scheduler import costs, forecast, queue, refusals
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
 from apps.scheduler.cost import price
@@ -47,12 +50,15 @@ def _redis_errors() -> Iterator[None]:
 # --- Admission ---------------------------------------------------------------------------------------------------------
 
 
-async def submit(request: InferenceRequest, principal: Principal) -> RateLimitState:
-    """Reserves quota and enqueues. Raises QuotaExceeded or Unavailable, each already written to the ledger."""
+async def submit(
+    request: InferenceRequest, principal: Principal, attachments: Mapping[str, bytes] | None = None
+) -> RateLimitState:
+    """Reserves quota and enqueues; `attachments` are the request's blobs by key. Raises QuotaExceeded or Unavailable, each
+    already written to the ledger."""
     redis = shared()
     try:
         with _redis_errors():
-            return await _submit(redis, request, principal)
+            return await _submit(redis, request, principal, attachments or {})
     except ServiceError as error:
         await refusals.record(
             redis, error, request_id=request.id, org_id=request.org_id, key_id=request.key_id, model=request.model,
@@ -61,12 +67,15 @@ async def submit(request: InferenceRequest, principal: Principal) -> RateLimitSt
         raise
 
 
-async def _submit(redis: Redis, request: InferenceRequest, principal: Principal) -> RateLimitState:
-    workers = await _ready_workers(redis, request.model)
+async def _submit(
+    redis: Redis, request: InferenceRequest, principal: Principal, attachments: Mapping[str, bytes]
+) -> RateLimitState:
+    workers = await _able_workers(redis, request.model)
     ttl_ms = settings.ENV.classes[request.priority].total_timeout_ms + settings.ENV.lease_ms
     pace = await queue.pace(redis, request.model, len(workers))
     state = await _reserve(redis, request, principal, ttl_ms, pace)
     try:
+        await blobs.put(redis, attachments, ttl_ms)
         cost = price(request, await costs.to_price_by(redis, request.model, workers))
         placed = await queue.enqueue(redis, request, cost, pace=pace)
         if isinstance(placed, Refusal):
@@ -74,7 +83,7 @@ async def _submit(redis: Redis, request: InferenceRequest, principal: Principal)
     except (ServiceError, RedisError):
         await quota.release(redis, request_id=request.id, org_id=request.org_id)
         raise
-    _inflight.hold(Held(request, principal, placed, ttl_ms, time.monotonic() + ttl_ms / 1000))
+    _inflight.hold(Held(request, principal, placed, attachments, ttl_ms, time.monotonic() + ttl_ms / 1000))
     return state
 
 
@@ -92,24 +101,36 @@ async def _reserve(redis: Redis, request: InferenceRequest, principal: Principal
         raise
 
 
-async def _ready_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
-    """The live workers that can run the model now, or those that will once their host's mode has changed. Raises
-    Unavailable when there is none."""
-    workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
-    holders = [w for w in workers if not w.draining and w.resident(model)]
-    ready = [w for w in holders if not w.cordoned and (held := w.resident(model)) and held.state == "ready"]
-    ready = ready or [w for w in holders if w.cordoned]
-    if not ready:
-        cards = await model_cards()
-        state = (
-            await registry.availability(redis, cards[model], timeout_ms=settings.ENV.worker_timeout_ms)
-            if model in cards
-            else "not_loaded"
-        )
-        if model in cards:
-            await demand.note(redis, model)
-        raise absence_refusal("not_loaded" if state == "ready" else state, model)
-    return ready
+async def context_length(card: ModelCard) -> int:
+    """Tokens that each worker which holds the model takes, and no more than the model does. Raises Unavailable."""
+    with _redis_errors():
+        return min(card.context_length, await _shortest.get(card.name))
+
+
+async def _shortest_context(model: str) -> int:
+    workers = await registry.workers(shared(), timeout_ms=settings.ENV.worker_timeout_ms)
+    held = [r.max_model_len for w in workers if (r := w.resident(model)) and r.state == "ready" and r.max_model_len]
+    return min(held, default=sys.maxsize)
+
+
+_shortest: TtlCache[str, int] = TtlCache(_shortest_context, seconds=1.0, entries=100)
+
+
+async def _able_workers(redis: Redis, model: str) -> list[WorkerSnapshot]:
+    """The live workers that can run the model now; when there are none, those that are loading it or would, or will once
+    their host's mode has changed. Raises Unavailable when there are none of those either."""
+    workers = [w for w in await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms) if not w.draining]
+    state, reason = registry.state_of(model, workers)
+    if state == "ready":
+        return [w for w in workers if not w.cordoned and (held := w.resident(model)) and held.state == "ready"]
+    if state in ("loading", "on_demand"):
+        return [w for w in workers if w.resident(model) is not None or model in w.loadable]
+    card = (await model_cards()).get(model)
+    if card is not None:
+        await demand.note(redis, model)
+    if state == "not_loaded" and card is not None and not card.has_weights:
+        state = "no_weights"
+    raise absence_refusal(state, model, reason)
 
 
 async def refuse(*, request_id: str, org_id: str, key_id: str, model: str, error: ServiceError) -> None:
@@ -121,7 +142,7 @@ async def estimate(request: InferenceRequest) -> Estimate:
     """What the request would cost, and when it would start and end, were it sent now. Raises Unavailable."""
     redis = shared()
     with _redis_errors():
-        workers = await _ready_workers(redis, request.model)
+        workers = await _able_workers(redis, request.model)
         model = await costs.to_price_by(redis, request.model, workers)
         lanes, busy = await queue.depths(redis)
         pace = await queue.pace(redis, request.model, len(workers))
@@ -188,7 +209,10 @@ async def _progress(request_id: str) -> Progress | None:
         status = await queue.status(redis, request_id)
         if status is None or not status.lane:
             return None
-        return forecast.progress(status, pace=await _pace(redis, status.fields["lane"]))
+        lane = status.fields["lane"]
+        workers = await registry.workers(redis, timeout_ms=settings.ENV.worker_timeout_ms)
+        pace = await queue.pace(redis, lane, sum(worker.resident(lane) is not None for worker in workers))
+        return forecast.progress(status, pace=pace, load=forecast.load_of(lane, workers))
     except RedisError:
         return None
 
@@ -221,6 +245,13 @@ async def owner(request_id: str) -> str | None:
     with _redis_errors():
         org: str | None = await shared().hget(f"request:{request_id}", "org")
         return org
+
+
+async def worker_of(request_id: str) -> str:
+    """The worker that ran the request last; empty when that is no longer known."""
+    with _redis_errors():
+        worker: str | None = await shared().hget(f"request:{request_id}", "worker")
+        return worker or ""
 
 
 async def load() -> dict[str, Any]:

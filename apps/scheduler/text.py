@@ -21,7 +21,7 @@ class Shown:
 
     tokens: int
     text: str
-    stopped: bool = False
+    stop: str = ""  # the stop string that ended it
 
 
 class ChoiceText:
@@ -38,9 +38,9 @@ class ChoiceText:
         visible = ""
         for taken, token_id in enumerate(ids, 1):
             self._held += self._decoder.push([token_id])
-            stop = self._stop_index()
-            if stop is not None:
-                return Shown(taken, visible + self._held[:stop], stopped=True)
+            index, stop = self._first_stop()
+            if stop:
+                return Shown(taken, visible + self._held[:index], stop)
             keep = self._undecided()
             visible += self._held[: len(self._held) - keep]
             self._held = self._held[len(self._held) - keep :]
@@ -49,13 +49,13 @@ class ChoiceText:
     def flush(self) -> Shown:
         """The end of the tokens: what was held shows, unless its last character completes a stop string."""
         self._held += self._decoder.flush()
-        stop = self._stop_index()
-        return Shown(0, self._held if stop is None else self._held[:stop], stop is not None)
+        index, stop = self._first_stop()
+        return Shown(0, self._held[:index], stop)
 
-    def _stop_index(self) -> int | None:
-        """Where the earliest stop string begins in the held text."""
-        found = [index for stop in self._stops if (index := self._held.find(stop)) >= 0]
-        return min(found, default=None)
+    def _first_stop(self) -> tuple[int, str]:
+        """The earliest stop string in the held text and where it begins; the text's end and nothing where there is none."""
+        found = [(index, stop) for stop in self._stops if (index := self._held.find(stop)) >= 0]
+        return min(found, default=(len(self._held), ""))
 
     def _undecided(self) -> int:
         """Length of the longest end of the held text that a stop string begins with."""

@@ -1,7 +1,7 @@
 """The engine of one model: a thread that plans, runs and applies, step after step.
 
-`EngineThread` is what every engine has: its inbox, and the one exit of a sequence. `Engine` is continuous batching;
-static_engine.py has the other one.
+`EngineThread` is what every engine has: its inbox, and the one exit of what it runs. `TextEngine` gives sequences their tokens;
+`Engine` is continuous batching, static_engine.py has the other one, and task_engine.py makes what is no text.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from contextlib import AbstractContextManager, nullcontext
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from gpu_daemon.engine.sequence import Chunk, Delta, FinishReason, Load, Sampled, Sequence
 from gpu_daemon.engine.step_scheduler import StepScheduler
@@ -37,36 +38,56 @@ class Runner(Protocol):
 Deliver = Callable[[int, list[Delta]], None]  # step, deltas; called once a step, from the engine's thread
 
 
-class Book(Protocol):
+class Item(Protocol):
+    """What an engine runs for a caller: a sequence, or a task."""
+
+    caller: int
+    request_id: str
+    attempt: int
+    choice: int
+    deadline: float
+
+    @property
+    def index(self) -> int: ...
+
+
+T = TypeVar("T", bound=Item)
+
+
+class Book(Protocol[T]):
     """Who runs and who waits."""
 
     max_sequences: int
-    running: list[Sequence]
-    waiting: deque[Sequence]
+    running: list[T]
+    waiting: deque[T]
 
-    def sequences(self) -> list[Sequence]: ...
+    def sequences(self) -> list[T]: ...
 
-    def remove(self, sequence: Sequence) -> None: ...
+    def remove(self, sequence: T, /) -> None: ...
 
 
-class EngineThread(ABC):
+Turn = Callable[[], AbstractContextManager[None]]  # the device, to be had for a step
+
+
+class EngineThread(ABC, Generic[T]):
     """Owns its sequences. The public methods may be called from any thread: they only put into the inbox."""
 
-    def __init__(self, name: str, eos_ids: frozenset[int], scheduler: Book, deliver: Deliver, load: Load) -> None:
-        self._eos_ids = eos_ids
+    def __init__(self, name: str, scheduler: Book[T], deliver: Deliver, load: Load, turn: Turn = nullcontext) -> None:
         self._scheduler = scheduler
         self._deliver = deliver
+        self._turn_of_device = turn
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._ended: list[Delta] = []
         self._stopping = False
         self.max_sequences = scheduler.max_sequences
         self.load = load
+        load.used_at = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name=f"engine {name}", daemon=True)
         self._thread.start()
 
     # --- Inbox ---
 
-    def submit(self, sequences: Many[Sequence]) -> None:
+    def submit(self, sequences: Many[T]) -> None:
         self._inbox.put(lambda: self._scheduler.waiting.extend(sequences))
 
     def abort(self, request_id: str, attempt: int) -> None:
@@ -78,13 +99,14 @@ class EngineThread(ABC):
         self._inbox.put(lambda: self._end_where(lambda s: s.caller == caller))
 
     def stop(self) -> None:
-        """Ends the thread after the step it is in; what was left is cancelled."""
+        """Ends the thread after the step it is in; what was left can go on elsewhere."""
         self._inbox.put(self._stop)
         self._thread.join(timeout=30)
 
     def _stop(self) -> None:
         self._stopping = True
-        self._end_where(lambda _: True)
+        for sequence in self._scheduler.sequences():
+            self._end(sequence, FinishReason.FAILED, "draining")
 
     # --- The loop ---
 
@@ -95,6 +117,63 @@ class EngineThread(ABC):
     @abstractmethod
     def _turn(self) -> None:
         """Takes what the inbox has, and goes one step on."""
+
+    # --- Ends other than the usual one ---
+
+    def _end(self, sequence: T, reason: FinishReason, error: str = "") -> None:
+        self._scheduler.remove(sequence)
+        self._ended.append(
+            Delta(sequence.caller, sequence.request_id, sequence.attempt, sequence.choice, sequence.index,
+                  finish_reason=reason, error=error)
+        )  # fmt: skip
+
+    def _end_where(self, condition: Callable[[T], bool]) -> None:
+        for sequence in self._scheduler.sequences():
+            if condition(sequence):
+                self._end(sequence, FinishReason.CANCELLED)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        for sequence in self._scheduler.sequences():
+            if sequence.deadline <= now:
+                self._end(sequence, FinishReason.EXPIRED)
+
+    def _fail(self, sequences: Many[T], error: Exception) -> None:
+        code = "out_of_memory" if isinstance(error, MemoryError) or "out of memory" in str(error) else "engine_error"
+        _LOG.exception("a step of %d sequences failed: %s", len(sequences), code)
+        for sequence in sequences:
+            self._end(sequence, FinishReason.FAILED, code)
+
+    # --- Between steps ---
+
+    def _read_inbox(self, patience: float) -> None:
+        """Waits up to `patience` seconds for a first command, and takes what is there."""
+        try:
+            command = self._inbox.get(timeout=patience) if patience else self._inbox.get_nowait()
+            while True:
+                command()
+                command = self._inbox.get_nowait()
+        except Empty:
+            return
+
+    def _report(self, deltas: list[Delta]) -> None:
+        """One call across threads for all that the step did."""
+        deltas, self._ended = [*self._ended, *deltas], []
+        self.load.running, self.load.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
+        if deltas or self.load.running or self.load.waiting:
+            self.load.used_at = time.monotonic()
+        if deltas:
+            self._deliver(self.load.step, deltas)
+
+
+class TextEngine(EngineThread[Sequence]):
+    """Gives sequences their tokens, and ends them."""
+
+    def __init__(
+        self, name: str, eos_ids: frozenset[int], scheduler: Book[Sequence], deliver: Deliver, load: Load, turn: Turn
+    ) -> None:
+        self._eos_ids = eos_ids
+        super().__init__(name, scheduler, deliver, load, turn)
 
     def _append(self, sequence: Sequence, sampled: Sampled) -> Delta:
         index = sequence.index
@@ -127,62 +206,18 @@ class EngineThread(ABC):
             return FinishReason.STOP
         return FinishReason.LENGTH if sequence.index >= sequence.sampling.max_tokens else None
 
-    # --- Ends other than the usual one ---
 
-    def _end(self, sequence: Sequence, reason: FinishReason, error: str = "") -> None:
-        self._scheduler.remove(sequence)
-        self._ended.append(
-            Delta(sequence.caller, sequence.request_id, sequence.attempt, sequence.choice, sequence.index,
-                  finish_reason=reason, error=error)
-        )  # fmt: skip
-
-    def _end_where(self, condition: Callable[[Sequence], bool]) -> None:
-        for sequence in self._scheduler.sequences():
-            if condition(sequence):
-                self._end(sequence, FinishReason.CANCELLED)
-
-    def _expire(self) -> None:
-        now = time.monotonic()
-        for sequence in self._scheduler.sequences():
-            if sequence.deadline <= now:
-                self._end(sequence, FinishReason.EXPIRED)
-
-    def _fail(self, sequences: Many[Sequence], error: Exception) -> None:
-        code = "out_of_memory" if isinstance(error, MemoryError) or "out of memory" in str(error) else "engine_error"
-        _LOG.exception("a step of %d sequences failed: %s", len(sequences), code)
-        for sequence in sequences:
-            self._end(sequence, FinishReason.FAILED, code)
-
-    # --- Between steps ---
-
-    def _read_inbox(self, patience: float) -> None:
-        """Waits up to `patience` seconds for a first command, and takes what is there."""
-        try:
-            command = self._inbox.get(timeout=patience) if patience else self._inbox.get_nowait()
-            while True:
-                command()
-                command = self._inbox.get_nowait()
-        except Empty:
-            return
-
-    def _report(self, deltas: list[Delta]) -> None:
-        """One call across threads for all that the step did."""
-        deltas, self._ended = [*self._ended, *deltas], []
-        self.load.running, self.load.waiting = len(self._scheduler.running), len(self._scheduler.waiting)
-        if deltas:
-            self._deliver(self.load.step, deltas)
-
-
-class Engine(EngineThread):
+class Engine(TextEngine):
     """Continuous batching: every step is planned anew, so who ends makes room at once."""
 
     _scheduler: StepScheduler
 
-    def __init__(self, name: str, runner: Runner, scheduler: StepScheduler, deliver: Deliver) -> None:
+    def __init__(self, name: str, runner: Runner, scheduler: StepScheduler, deliver: Deliver, turn: Turn = nullcontext) -> None:
         self._runner = runner
         self._step_began = 0.0  # 0 after a pause
         tokens = scheduler.cache.max_tokens
-        super().__init__(name, runner.eos_ids, scheduler, deliver, Load(tokens_total=tokens, tokens_free=tokens))
+        load = Load(tokens_total=tokens, tokens_free=tokens)
+        super().__init__(name, runner.eos_ids, scheduler, deliver, load, turn)
 
     def _stop(self) -> None:
         super()._stop()
@@ -199,9 +234,10 @@ class Engine(EngineThread):
         self._report(deltas)
 
     def _run(self, chunks: list[Chunk]) -> list[Delta]:
-        started = time.perf_counter()
         try:
-            sampled = self._runner.run(chunks)
+            with self._turn_of_device():
+                started = time.perf_counter()
+                sampled = self._runner.run(chunks)
         except Exception as error:  # noqa: BLE001  Whatever a step dies of, only its sequences fail.
             self._fail([chunk.sequence for chunk in chunks], error)
             self._scheduler.cache.forget()

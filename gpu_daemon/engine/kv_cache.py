@@ -152,12 +152,16 @@ class KvCache:
             self._keys[block] = key, depth
 
     def _key(self, sequence: Sequence, depth: int) -> bytes:
-        """The hash of a sequence's tokens up to the end of its block number `depth`."""
+        """The hash of a sequence's tokens and pictures up to the end of its block number `depth`."""
         while len(sequence.keys) <= depth:
             begin = len(sequence.keys) * self.block_tokens
             parent = sequence.keys[-1] if sequence.keys else sequence.salt
             tokens = array("I", islice(sequence.tokens, begin, begin + self.block_tokens))
-            sequence.keys.append(hashlib.blake2b(tokens.tobytes(), digest_size=16, key=parent[:64]).digest())
+            digest = hashlib.blake2b(tokens.tobytes(), digest_size=16, key=parent[:64])
+            for picture in sequence.pictures:  # whose tokens are all alike
+                if picture.overlaps(begin, begin + self.block_tokens):
+                    digest.update(picture.key)
+            sequence.keys.append(digest.digest())
         return sequence.keys[depth]
 
     def _use(self, block: int) -> None:

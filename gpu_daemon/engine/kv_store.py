@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,24 @@ class HostMemory:
                 return None
             self._touch(key)
             return self._kept[key].data
+
+    def take(self, model: str) -> Iterator[tuple[bytes, int, Any]]:
+        """Gives away what is kept of a model, as (key, depth, data), what is most worth first."""
+        with self._lock:
+            names = sorted((key for key in self._kept if key[0] == model), key=self._worth_last, reverse=True)
+        for name in names:
+            with self._lock:
+                kept = self._kept.get(name)
+                self._drop(name)
+            if kept is not None:
+                yield name[1], kept.depth, kept.data
+
+    def has_room(self, size: int) -> bool:
+        """Whether as much can be kept at nobody's expense."""
+        return self.bytes_used + size <= self.max_bytes
+
+    def _worth_last(self, key: Key) -> tuple[float, int]:
+        return self._kept[key].rank, -self._kept[key].depth
 
     def _touch(self, key: Key) -> None:
         kept = self._kept[key]
@@ -113,8 +131,14 @@ class KvStore:
         """Keeps a copy of a block, unless computing it is faster than restoring it."""
         name = self._model, key
         if self._costs.restoring_pays and self._block_bytes <= self._memory.max_bytes and name not in self._memory:
-            worth = self._costs.compute_ms / self._block_bytes
-            self._memory.put(name, self._read(block), size=self._block_bytes, worth=worth, depth=depth)
+            self._keep(name, self._read(block), depth)
+
+    def adopt(self, key: bytes, depth: int, data: Any) -> bool:
+        """Keeps what another daemon left; False when there is no room."""
+        if not self._memory.has_room(self._block_bytes):
+            return False
+        self._keep((self._model, key), data, depth)
+        return True
 
     def restore(self, key: bytes, block: int) -> bool:
         """Fills a block with what is kept; False when nothing is, or computing it is faster."""
@@ -123,3 +147,7 @@ class KvStore:
             return False
         self._write(block, data)
         return True
+
+    def _keep(self, name: Key, data: Any, depth: int) -> None:
+        worth = self._costs.compute_ms / self._block_bytes
+        self._memory.put(name, data, size=self._block_bytes, worth=worth, depth=depth)

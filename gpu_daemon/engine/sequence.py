@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING
 
+from gpu_daemon.engine.picture import Picture
+
 if TYPE_CHECKING:
     from gpu_daemon.engine.grammar import Grammar
 
@@ -77,6 +79,7 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list)
     learned: int = 0
     grammar: Grammar | None = None  # None: anything may come next
+    pictures: tuple[Picture, ...] = ()  # of the prompt, in order; those of one request's choices are the same
 
     @property
     def generated(self) -> list[int]:
@@ -101,8 +104,17 @@ class Chunk:
     count: int
 
     @property
+    def end(self) -> int:
+        return self.start + self.count
+
+    @property
     def samples(self) -> bool:
-        return self.start + self.count == len(self.sequence.tokens)
+        return self.end == len(self.sequence.tokens)
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """Those of which it has tokens."""
+        return [picture for picture in self.sequence.pictures if picture.overlaps(self.start, self.end)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,11 @@ class Delta:
     finish_reason: FinishReason | None = None
     cached_tokens: int = 0
     error: str = ""
+    # Of a task: the units that the step did, and what came of them.
+    units: int = 0
+    media: bytes = b""
+    mime: str = ""
+    preview: bool = False
 
 
 @dataclass(slots=True)
@@ -139,3 +156,4 @@ class Load:
     decode_ms_per_token: float = 0.0
     forward_share: float = 0.0  # of the wall time between busy steps, inside the model's forward pass
     step: int = 0
+    used_at: float = 0.0  # on the engine's monotonic clock, when a sequence last ran or waited

@@ -11,9 +11,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Many
+from contextlib import nullcontext
 from typing import Protocol
 
-from gpu_daemon.engine.engine import IDLE_SECONDS, MEASURABLE_TOKENS, Deliver, EngineThread, smooth
+from gpu_daemon.engine.engine import IDLE_SECONDS, MEASURABLE_TOKENS, Deliver, TextEngine, Turn, smooth
 from gpu_daemon.engine.sequence import Load, Sampled, Sequence
 
 # Given the sequences that still go and the token each drew, in the same order: those that go on.
@@ -79,16 +80,19 @@ def _final_length(sequence: Sequence) -> int:
     return sequence.prompt_length + sequence.sampling.max_tokens
 
 
-class StaticEngine(EngineThread):
+class StaticEngine(TextEngine):
     """One batch at a time. Tokens are told as they come; aborts and deadlines end a sequence before the next step."""
 
     _scheduler: Collector
 
-    def __init__(self, name: str, runner: BatchRunner, collector: Collector, deliver: Deliver) -> None:
+    def __init__(
+        self, name: str, runner: BatchRunner, collector: Collector, deliver: Deliver, turn: Turn = nullcontext
+    ) -> None:
         self._runner = runner
         self._step_began = 0.0
         tokens = collector.max_tokens
-        super().__init__(name, runner.eos_ids, collector, deliver, Load(tokens_total=tokens, tokens_free=tokens))
+        load = Load(tokens_total=tokens, tokens_free=tokens)
+        super().__init__(name, runner.eos_ids, collector, deliver, load, turn)
 
     def _turn(self) -> None:
         self._read_inbox(min(IDLE_SECONDS, self._scheduler.begins_in(time.monotonic())))
@@ -101,7 +105,8 @@ class StaticEngine(EngineThread):
     def _run(self, batch: list[Sequence]) -> None:
         self._step_began = time.perf_counter()
         try:
-            self._runner.generate(batch, self._after_step)
+            with self._turn_of_device():
+                self._runner.generate(batch, self._after_step)
         except Exception as error:  # noqa: BLE001  Whatever a batch dies of, only its sequences fail.
             self._fail(list(self._scheduler.running), error)
 

@@ -12,6 +12,8 @@ from collections import deque
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.sequence import Chunk, Sequence
 
+LOOKS = 1  # pictures looked at in a step: each takes as long as many tokens, and the streams wait for it
+
 
 class StepScheduler:
     """Sequences in order of arrival: running ones have blocks, waiting ones do not yet."""
@@ -28,19 +30,24 @@ class StepScheduler:
         """Chunks of at most `step_tokens` tokens in all. Who is one token behind goes first, so no prefill stalls a stream."""
         self._admit()
         behind = sorted(self.running, key=lambda s: s.remaining > 1)
-        budget = self.step_tokens
+        budget, looks = self.step_tokens, LOOKS
         chunks: list[Chunk] = []
         for place, sequence in enumerate(behind):
             count = min(sequence.remaining, self._share(budget, place + 1 < len(behind)))
+            count = _up_to_unseen(sequence, count, looks)
             if count and sequence.blocks and self._make_room(sequence, count):
                 chunks.append(Chunk(sequence, sequence.computed, count))
                 budget -= count
+                looks -= sum(picture.embedding is None for picture in chunks[-1].pictures)
         return [chunk for chunk in chunks if chunk.sequence.blocks]
 
     def advance(self, chunk: Chunk) -> None:
         """A chunk has run: its tokens are in the cache."""
         chunk.sequence.computed += chunk.count
         self.cache.learn(chunk.sequence)
+        for picture in chunk.pictures:
+            if picture.end <= chunk.end:
+                picture.embedding = None
 
     def remove(self, sequence: Sequence) -> None:
         """Ends a sequence, wherever it is."""
@@ -77,3 +84,10 @@ class StepScheduler:
         self.running.remove(sequence)
         self.cache.free(sequence)
         self.waiting.appendleft(sequence)
+
+
+def _up_to_unseen(sequence: Sequence, count: int, looks: int) -> int:
+    """Of the next `count` tokens, those before the first picture that is one too many to look at."""
+    end = sequence.computed + count
+    unseen = [p for p in sequence.pictures if p.embedding is None and p.overlaps(sequence.computed, end)]
+    return count if len(unseen) <= looks else max(0, unseen[looks].start - sequence.computed)

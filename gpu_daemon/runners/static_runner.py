@@ -29,6 +29,8 @@ _WARM_STEPS = 5
 class StaticRunner:
     """One model on one device. On a CPU it computes in float32, as the continuous engine does, so greedy answers agree."""
 
+    eyes = None  # pictures are for the continuous engine
+
     def __init__(self, model: transformers.PreTrainedModel, eos_ids: frozenset[int], options: RunnerOptions) -> None:
         """Raises LoadFailed when the cache of one sequence has no room."""
         text = model.config.get_text_config()
@@ -39,6 +41,7 @@ class StaticRunner:
         self.max_model_len = min(options.max_model_len, int(text.max_position_embeddings))
         self.vocab_size = int(text.vocab_size)
         self.eos_ids = eos_ids
+        self._largest = max(1, options.rows // options.samples), options.samples
         self.weight_bytes = sum(p.numel() * p.element_size() for p in self._model.parameters())
         self.max_tokens = self._tokens_that_fit(options.kv_bytes)
         self.prefill_ms_per_token = self.decode_ms_per_token = 0.0
@@ -101,6 +104,22 @@ class StaticRunner:
             self.generate([prompt], note)
         self.prefill_ms_per_token = (times[1] - times[0]) * 1000 / _WARM_TOKENS
         self.decode_ms_per_token = (times[-1] - times[1]) * 1000 / (_WARM_STEPS - 1)
+
+    @property
+    def kv_bytes_held(self) -> int:
+        """None between batches."""
+        return 0
+
+    def stress(self) -> None:
+        """Runs a batch as large as may be, for its first token."""
+        rows, samples = self._largest
+        length = max(1, min(rows, self.max_tokens // samples - 1))
+        drawn = Sampling(1, seed=0, temperature=1.0, top_p=0.9)
+        batch = [Sequence(0, "stress", row, 0, [1] * length, length, drawn) for row in range(samples)]
+        self.generate(batch, lambda going, sampled: [])
+
+    def wake(self, kv_bytes: int) -> None:
+        """It never sleeps: `generate` has its cache for a batch alone."""
 
     def close(self) -> None:
         """Lets the weights go."""

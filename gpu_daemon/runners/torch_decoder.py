@@ -2,20 +2,27 @@
 
 All tokens of a step go through one product each. Attention looks up each sequence's blocks; the decoding ones go together,
 prompts one by one. On CUDA a step that only decodes is captured once for each bucket of batch and context, and replayed.
+Of a model that is split over ranks each computes its heads and its part of the inner width and of the vocabulary.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from gpu_daemon.runners.batch import Batch
-from gpu_daemon.runners.weights import Decoder, Layer
+from gpu_daemon.runners.cache_shapes import RowLayout
+from gpu_daemon.runners.parallel import Alone
+from gpu_daemon.runners.weights import Decoder, Layer, moved
 
+_LOG = logging.getLogger(__name__)
 _BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
@@ -32,6 +39,7 @@ class Step:
     decoding: int
     prompts: tuple[tuple[int, int, int, Tensor], ...]  # first row, rows, start, places up to the last row
     sampled: Tensor  # [samples]
+    pictured: tuple[tuple[int, Tensor], ...] = ()  # (first row, what stands there in place of the tokens' embeddings)
 
 
 class TorchDecoder:
@@ -39,35 +47,62 @@ class TorchDecoder:
 
     block_tokens = 16
 
-    def __init__(self, decoder: Decoder, *, blocks: int, length: int) -> None:
-        """`blocks` in the cache; sequences of up to `length` tokens."""
+    def __init__(self, decoder: Decoder, *, blocks: int, length: int, group: Alone | None = None) -> None:
+        """`blocks` in the cache; sequences of up to `length` tokens; `group` is those the model is split over."""
         self.decoder = decoder
         self.length = length
-        # One block more than is handed out: rows that only fill a bucket write there.
-        shape = (len(decoder.layers), 2, (blocks + 1) * self.block_tokens, decoder.kv_heads, decoder.head_dim)
-        self.cache = torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
-        self.scratch_place = blocks * self.block_tokens
+        self.group = group or Alone()
+        self.layout = RowLayout(decoder.dtype)
+        self._new_cache(blocks)
         self.block_bytes = self.cache[:, :, : self.block_tokens].numel() * decoder.dtype.itemsize
-        self._graphs = Graphs(self) if decoder.device.type == "cuda" else None
+
+    def _new_cache(self, blocks: int) -> None:
+        d = self.decoder
+        # One block more than is handed out: rows that only fill a bucket write there.
+        shape = (len(d.layers), 2, (blocks + 1) * self.block_tokens, d.kv_heads, d.head_dim)
+        self.cache = _zeros(shape, d)
+        self.scratch_place = blocks * self.block_tokens
+        self._graphs = Graphs(self) if d.device.type == "cuda" else None
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
-        """Logits of the sampled rows, [rows, vocabulary]; keys and values of every token are stored."""
-        if self._graphs is not None and all(count == 1 for _, count in batch.runs) and len(batch.runs) <= _BUCKETS[-1]:
-            return self._graphs.replay(batch)
-        return self.forward(self._step(batch))
+        """Logits of the sampled rows, [rows, vocabulary], on rank 0; keys and values of every token are stored."""
+        logits = self._replay(batch)
+        logits = self.forward(self._step(batch)) if logits is None else logits
+        if len(batch.sampled) and self.group.size > 1:
+            width = -(-self.decoder.vocab // self.group.size)  # the last rank's part may be narrower
+            logits = self.group.gather(functional.pad(logits, (0, width - logits.shape[-1])), -1)
+        return logits[:, : self.decoder.vocab]
+
+    def _replay(self, batch: Batch) -> Tensor | None:
+        """The same from a captured graph; None where there is none."""
+        decodes = not batch.pictured and all(count == 1 for _, count in batch.runs)
+        if self._graphs is None or not decodes or len(batch.runs) > _BUCKETS[-1]:
+            return None
+        return self._graphs.replay(batch)
 
     def forward(self, step: Step) -> Tensor:
-        d = self.decoder
-        x = d.embedding[step.tokens]
+        """This rank's part of the logits."""
+        d, add = self.decoder, self.group.add
+        x = self._embed(step.tokens)
+        for first, embedding in step.pictured:
+            x[first : first + len(embedding)] = embedding
         for layer, keys_values in zip(d.layers, self.cache, strict=True):
             h = functional.rms_norm(x, x.shape[-1:], layer.input_norm, d.eps)
-            x = x + functional.linear(self._attend(layer, keys_values, h, step), layer.output)
+            x = x + add(functional.linear(self._attend(layer, keys_values, h, step), layer.output))
             h = functional.rms_norm(x, x.shape[-1:], layer.mlp_norm, d.eps)
             gate, up = functional.linear(h, layer.gate_up).chunk(2, -1)
-            x = x + functional.linear(functional.silu(gate) * up, layer.down)
+            x = x + add(functional.linear(functional.silu(gate) * up, layer.down))
         x = functional.rms_norm(x[step.sampled], x.shape[-1:], d.norm, d.eps)
         return functional.linear(x, d.head)
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        """Each rank has the rows of its part of the vocabulary, and zeros for the others to fill."""
+        if self.group.size == 1:
+            return self.decoder.embedding[tokens]
+        rows = tokens - self.group.rank * -(-self.decoder.vocab // self.group.size)
+        strange = (rows < 0) | (rows >= len(self.decoder.embedding))
+        return self.group.add(self.decoder.embedding[rows.masked_fill(strange, 0)].masked_fill(strange[:, None], 0))
 
     def _attend(self, layer: Layer, keys_values: Tensor, h: Tensor, step: Step) -> Tensor:
         d = self.decoder
@@ -120,6 +155,7 @@ class TorchDecoder:
             decoding=decoding,
             prompts=self._prompts(batch, runs[decoding:], tables, decoding),
             sampled=torch.tensor([place_of[row] for row in batch.sampled.tolist()], dtype=torch.long, device=device),
+            pictured=tuple((place_of[first], embedding) for first, embedding in batch.pictured),
         )
 
     def _prompts(self, batch: Batch, runs: Any, tables: Tensor, first: int) -> tuple[tuple[int, int, int, Tensor], ...]:
@@ -150,14 +186,30 @@ class TorchDecoder:
     # --- The store in host memory ---
 
     def save(self, block: int) -> Tensor:
-        """A copy of one block's keys and values on the host."""
-        return self._block(block).to("cpu", copy=True)
+        """A copy of one block's keys and values on the host; on rank 0 with the heads of all ranks."""
+        return self.group.gather(self._block(block), 3).to("cpu", copy=True)
 
-    def restore(self, block: int, saved: Tensor) -> None:
-        self._block(block).copy_(saved)
+    def restore(self, block: int, saved: Tensor | None) -> None:
+        """Writes a block back; what is `saved` only rank 0 has."""
+        self.group.scatter(saved, self._block(block), 3)
 
     def _block(self, block: int) -> Tensor:
         return self.cache[:, :, block * self.block_tokens : (block + 1) * self.block_tokens]
+
+    # --- Between an unload and the next load ---
+
+    def sleep(self) -> None:
+        """Lets the cache go, and takes the weights off a GPU."""
+        self._graphs = None
+        self.cache = torch.zeros(0)
+        if self.decoder.device.type == "cuda":
+            self.decoder = moved(self.decoder, lambda weight: weight.to("cpu", copy=True).pin_memory())
+
+    def wake(self, blocks: int) -> None:
+        device = self.decoder.device
+        if device.type == "cuda":
+            self.decoder = moved(self.decoder, lambda weight: weight.to(device, non_blocking=True))
+        self._new_cache(blocks)
 
     def close(self) -> None:
         self._graphs = None
@@ -169,13 +221,29 @@ class Graphs:
     def __init__(self, owner: TorchDecoder) -> None:
         self._owner = owner
         self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Step, Tensor]] = {}
+        self._refused = False
 
-    def replay(self, batch: Batch) -> Tensor:
+    def _add(self, bucket: int, context: int) -> bool:
+        """Whether a step of that size was captured. Sums over ranks may not let themselves be: then steps run uncaptured, which
+        ranks need not agree on, since both ways take the same sums in the same order."""
+        try:
+            self._captured[bucket, context] = self._capture(bucket, context)
+        except RuntimeError:
+            if self._owner.group.size == 1:
+                raise
+            self._refused = True
+            _LOG.exception("decoding steps of this group cannot be captured")
+        return not self._refused
+
+    def replay(self, batch: Batch) -> Tensor | None:
+        """The step's logits, or None where it cannot be captured."""
+        if self._refused:
+            return None
         rows = len(batch.tokens)
         bucket = next(size for size in _BUCKETS if size >= rows)
         context = min(self._owner.length, max(256, 1 << int(batch.positions.max()).bit_length()))
-        if (bucket, context) not in self._captured:
-            self._captured[bucket, context] = self._capture(bucket, context)
+        if (bucket, context) not in self._captured and not self._add(bucket, context):
+            return None
         graph, step, logits = self._captured[bucket, context]
         self._fill(step, batch, rows, context)
         graph.replay()
@@ -212,9 +280,18 @@ class Graphs:
         for _ in range(2):  # cuBLAS and the allocator settle before the capture
             owner.forward(step)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads' calls, such as those of NCCL's watchdog, do not end a capture that is this thread's own.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             logits = owner.forward(step)
         return graph, step, logits
+
+
+def _zeros(shape: tuple[int, ...], decoder: Decoder) -> Tensor:
+    """On a CPU what no sequence has reached costs no memory."""
+    if decoder.device.type != "cpu":
+        return torch.zeros(shape, dtype=decoder.dtype, device=decoder.device)
+    pages = np.zeros(math.prod(shape) * decoder.dtype.itemsize, np.uint8)
+    return torch.from_numpy(pages).view(decoder.dtype).view(shape)
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

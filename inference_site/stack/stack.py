@@ -12,16 +12,15 @@ from pathlib import Path
 
 import httpx
 
-from apps.fleet.weights import Report, WeightsError, pull
+from apps.fleet.weights import Report
 from inference_site.env import BASE_DIR, ENV, STACK_ENV, VAR_DIR
-from inference_site.stack import preflight
+from inference_site.stack import demo, preflight
 from inference_site.stack.errors import StackError
 from inference_site.stack.postgres import Postgres, create_database
 from inference_site.stack.secrets import secret, write_private
 from inference_site.stack.supervisor import Program, Supervisor
 from inference_site.stack.valkey import Valkey
 
-MODEL = "smollm2-135m"
 READY_SECONDS = 180
 RUN = VAR_DIR / "run"
 LOGS = VAR_DIR / "log"
@@ -36,6 +35,7 @@ class Stack:
         self._lock = preflight.lock(RUN)
         preflight.require_port(ENV.bind, ENV.port)
         preflight.require_space(VAR_DIR)
+        self._models = demo.demo_models(ENV.demo_models)
         self.admin_password = secret(SECRETS, "admin_password")
         self.api_key = os.environ.get("INFERENCE_BOOTSTRAP_KEY") or secret(SECRETS, "api_key", "sk-")
         write_private(VAR_DIR / "demo_api_key", self.api_key)
@@ -107,7 +107,7 @@ class Stack:
     def start(self, say: Callable[[str], None], report: Report) -> None:
         """Returns when a chat could be answered. `say` gets a line a stage, `report` the progress of the weights."""
         with ThreadPoolExecutor() as threads:
-            weights = threads.submit(self._pull, report)
+            weights = threads.submit(demo.bring, self._models, ENV.models_dir, say, report)
             say("starting the stores")
             if self._postgres:
                 self._postgres.prepare()
@@ -126,18 +126,12 @@ class Stack:
         for name in ("fleet", "dispatcher", "gateway", "metrics"):
             self._supervisor.start_program(name)
 
-    def _pull(self, report: Report) -> None:
-        try:
-            pull(MODEL, ENV.models_dir, report)
-        except WeightsError as error:
-            raise StackError(str(error)) from None
-
     def _prepare(self, say: Callable[[str], None]) -> None:
         if self._postgres:
             self._wait_for_postgres(self._postgres)
         say("bringing the database up to date")
         done = subprocess.run(
-            [sys.executable, "manage.py", "prepare", "--worker-port", str(self._worker_port)],
+            [sys.executable, "manage.py", "prepare", "--worker-port", str(self._worker_port), "--model", *self._models],
             cwd=BASE_DIR,
             env={
                 **os.environ,

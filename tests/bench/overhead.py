@@ -65,7 +65,7 @@ async def _direct(port: int, token: str, streams: int, rounds: int, tokens: int)
         request = make_request(model=MODEL, max_tokens=tokens // 3 + seed % (tokens - tokens // 3), seed=seed)
         started, first = time.perf_counter(), 0.0
         async with client.execute() as stream:
-            await stream.submit(request, attempt=1, epoch=1, generated={0: []}, timeout_ms=60_000, cache_salt=b"")
+            await stream.submit(request, attempt=1, epoch=1, done={0: ([], 0)}, timeout_ms=60_000, cache_salt=b"")
             async for step in stream:
                 first = first or time.perf_counter()
                 if any(delta.finish_reason for delta in step.deltas):

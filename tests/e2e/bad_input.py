@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from tests.hostile_schemas import REFUSED
+from tests.pictures import BOMBS, data_url, picture
+
+SEEING = "qwen2.5-vl-3b"
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,11 @@ BODIES = [
     Bad("depth 100,000", 400, "invalid_json", raw=b"[" * 100_000),
     Bad("invalid UTF-8", 400, "invalid_json", raw=b'{"model":"\xff"}'),
     Bad("lone surrogate", 400, "invalid_json", raw=b'{"model":"\\ud800"}'),
-    Bad("1 MiB and one byte", 413, "payload_too_large", raw=b" " * ((1 << 20) + 1)),
+    Bad("1 MiB and one byte", 413, "payload_too_large", raw=b" " * ((1 << 20) + 1), endpoint="/v1/completions"),
+    Bad("36 MiB and one byte", 413, "payload_too_large", raw=b" " * ((36 << 20) + 1)),
+    Bad("36 MiB of quotes", 400, "invalid_json", raw=b'"' * (36 << 20)),
+    Bad("36 MiB of objects", 400, "invalid_json", raw=b'{"a":[' + b"{}," * (11 << 20) + b"{}]}"),
+    Bad("2 MiB of brackets", 400, "invalid_json", raw=b"[]" * (1 << 20)),
 ]
 FIELDS = [
     Bad("unknown field", 400, "unsupported_parameter", "tp_size", body={"tp_size": 2}),
@@ -168,4 +175,89 @@ FORMS = [
     Bad("completions have no tools", 400, "unsupported_parameter", "tools", endpoint="/v1/completions",
         body={"messages": None, "prompt": "x", "tools": [TOOL]}),
 ]  # fmt: skip
-BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS, *FORMS]
+
+
+def response(name: str, param: str, code: str = "invalid_value", status: int = 400, **body: Any) -> Bad:
+    """A row for /v1/responses: what is sent beside a good `input`."""
+    good = {"messages": None, "max_tokens": None, "input": "hi", "max_output_tokens": 1}
+    return Bad(f"response: {name}", status, code, param, body={**good, **body}, endpoint="/v1/responses")
+
+
+UNSUPPORTED = "unsupported_parameter"
+FUNCTION = {"type": "function", "name": "f", "parameters": {"type": "object"}}
+DATA_URL = "data:image/png;base64,iVBORw0KGgo="
+RESPONSES = [
+    *(response(name, name, UNSUPPORTED, **{name: value})
+      for name, value in (("conversation", "c"), ("prompt", {"id": "p"}), ("context_management", []), ("moderation", {}),
+                          ("image", {}), ("messages", [USER]), ("max_tokens", 1), ("stop", "x"), ("verbosity", "low"))),
+    response("no input", "input", "missing_required_parameter", input=None),
+    response("no items", "input", input=[]),
+    response("number as input", "input", input=5),
+    response("background", "background", background=True),
+    response("truncation", "truncation", truncation="auto"),
+    response("other include", "include[0]", include=["web_search_call.results"]),
+    response("no tokens", "max_output_tokens", max_output_tokens=0),
+    response("context", "input", "context_length_exceeded", max_output_tokens=8190),
+    response("no calls", "max_tool_calls", max_tool_calls=0),
+    response("summary", "reasoning.summary", reasoning={"summary": "detailed"}),
+    response("effort without thought", "reasoning.effort", UNSUPPORTED, reasoning={"effort": "high"}),
+    response("17 metadata", "metadata", metadata={str(i): "x" for i in range(17)}),
+    response("long metadata", "metadata.a", metadata={"a": "x" * 513}),
+    response("long cache key", "prompt_cache_key", prompt_cache_key="x" * 65),
+    response("hosted tool", "tools[0].type", tools=[{"type": "web_search"}]),
+    response("chat's tool", "tools[0].name", "missing_required_parameter", tools=[{"type": "function"}]),
+    response("tool's schema", "tools[0].parameters", "invalid_schema",
+             tools=[{**FUNCTION, "parameters": {"type": "object", "properties": 5}}]),
+    response("choice of another", "tool_choice", tools=[FUNCTION], tool_choice={"type": "function", "name": "g"}),
+    response("choice of nothing", "tool_choice", tools=[FUNCTION], tool_choice={"type": "mcp"}),
+    response("format", "text.format.type", text={"format": {"type": "yaml"}}),
+    response("schema", "text.format.schema", "invalid_schema",
+             text={"format": {"type": "json_schema", "name": "x", "schema": {"type": "object", "properties": 5}}}),
+    response("unknown item", "input[0].type", input=[{"type": "web_search_call", "id": "x"}]),
+    response("unknown field of an item", "input[0].x", UNSUPPORTED, input=[{**USER, "x": 1}]),
+    response("unknown part", "input[0].content[0].type", input=[{"role": "user", "content": [{"type": "input_file"}]}]),
+    response("role", "input[0].role", input=[{"role": "tool", "content": "x"}]),
+    response("result of no call", "input[1].call_id",
+             input=[USER, {"type": "function_call_output", "call_id": "c", "output": "x"}]),
+    response("reference to nothing", "input[0].id", input=[{"type": "item_reference", "id": "msg_x"}]),
+    response("image for a blind model", "input[0].content[0].image_url", UNSUPPORTED,
+             input=[{"role": "user", "content": [{"type": "input_image", "image_url": DATA_URL}]}]),
+    response("no such response before", "previous_response_id", "previous_response_not_found", 404,
+             previous_response_id="resp_x"),
+    response("NUL", "input", input="a\0b"),
+    Bad("response: page", 404, "not_found", method="GET", endpoint="/v1/responses/resp_x/input_items"),
+    Bad("response: put", 405, "method_not_allowed", method="PUT", endpoint="/v1/responses/resp_x"),
+    Bad("compaction without a model", 400, "missing_required_parameter", "model", raw=b'{"input": "x"}',
+        endpoint="/v1/responses/compact"),
+]  # fmt: skip
+KEYS = [
+    Bad("idempotency key of 256", 400, "invalid_value", "Idempotency-Key", headers={"Idempotency-Key": "k" * 256}),
+    Bad("empty idempotency key", 400, "invalid_value", "Idempotency-Key", headers={"Idempotency-Key": ""}),
+    Bad("no such session", 404, "not_found", method="GET", endpoint="/v1/sessions/none"),
+    Bad("deleting no session", 404, "not_found", method="DELETE", endpoint="/v1/sessions/none"),
+    Bad("post to a key", 405, "method_not_allowed", endpoint="/v1/key"),
+    value("long session", param="session_id", session_id="x" * 65),
+    value("session of a number", param="session_id", session_id=5),
+    value("part of a message", param="messages[0].content[0].type",
+          messages=[{"role": "user", "content": [{"type": "input_audio"}]}]),
+]  # fmt: skip
+IMAGE = "messages[0].content[0].image_url"
+
+
+def image(name: str, address: str, code: str = "invalid_image", count: int = 1, param: str = IMAGE) -> Bad:
+    """Images in a chat with a model that sees."""
+    part = {"type": "image_url", "image_url": {"url": address}}
+    return value(name, code=code, param=param, model=SEEING, messages=[{"role": "user", "content": [part] * count}])
+
+
+IMAGES = [
+    *(image(f"image: {name}", data_url(data)) for name, data in BOMBS.items()),
+    *(image(f"image at {address}", address, "invalid_image_url")
+      for address in ("http://169.254.169.254/", "file:///etc/passwd", "http://[::ffff:127.0.0.1]/", "http://a\\@b/x.png")),
+    image("image that is no base64", "data:image/png;base64,$$$$"),
+    image("17 images", data_url(picture()), "too_many_images", 17, "messages[0].content[16].image_url"),
+    image("10,000 images", data_url(picture()), "invalid_value", 10_000, "messages[0].content"),
+    image("10 MiB and a bit", "data:image/png;base64," + "A" * (14 << 20), "image_too_large"),
+    image("images beyond the context", data_url(picture(4000, 4000)), "context_length_exceeded", 3, "messages"),
+]  # fmt: skip
+BAD = [*CREDENTIALS, *ADDRESSES, *BODIES, *FIELDS, *FORMS, *RESPONSES, *KEYS, *IMAGES]

@@ -16,6 +16,8 @@ import httpx
 import psutil
 import pytest
 
+from apps.fleet.weights import make_tiny
+from tests.e2e.bad_input import SEEING
 from tests.services import ROOT, free_port
 
 STOP_SECONDS = 15
@@ -43,7 +45,16 @@ class RunningStack:
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+def models_dir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
+    """Real weights, and a tiny model that sees."""
+    folder = tmp_path_factory.mktemp("models")
+    (folder / smollm2.name).symlink_to(smollm2)
+    make_tiny(SEEING, folder, lambda *_: None)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[RunningStack]:
     """Every embedded service, a real model, one gateway; shared by all e2e tests."""
     var = tmp_path_factory.mktemp("stack") / "var"
     for parent in (var.parent, *var.parent.parents[:2]):
@@ -51,7 +62,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     port, key = free_port(), "sk-" + secrets.token_urlsafe(32)
     ours = {"DATABASE_URL", "REDIS_URL", "CLICKHOUSE_URL", "SECRET_KEY", "DAEMON_TOKEN", "METRICS_TOKEN"}
     env = {name: value for name, value in os.environ.items() if name not in ours}
-    env |= {"VAR_DIR": str(var), "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key}
+    env |= {"MODELS_DIR": str(models_dir), "VAR_DIR": str(var), "PORT": str(port), "INFERENCE_BOOTSTRAP_KEY": key}
     log = var.parent / "up.log"
     with log.open("wb") as output:
         process = subprocess.Popen(

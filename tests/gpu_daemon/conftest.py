@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import models as bpe
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, set_threads
 
@@ -17,12 +20,13 @@ _SIZES = {
 }  # fmt: skip
 _IDS = {"eos_token_id": 0, "bos_token_id": 1, "pad_token_id": 0}
 _VISION = {
-    "depth": 1,
+    "depth": 2,
     "hidden_size": 32,
     "intermediate_size": 48,
     "num_heads": 2,
     "out_hidden_size": 64,
-    "fullatt_block_indexes": [0],
+    "fullatt_block_indexes": [1],
+    "initializer_range": 0.2,
 }
 
 
@@ -35,10 +39,11 @@ def _qwen3() -> transformers.PreTrainedModel:
 
 
 def _qwen2_5_vl() -> transformers.PreTrainedModel:
-    """Multimodal rope and biases; the vision half is there but unused."""
+    """Multimodal rope, biases, and a tower that sees windows and the whole in turn."""
     rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
     text = {**_SIZES, **_IDS, "rope_parameters": rope}
-    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=_VISION, **_IDS, tie_word_embeddings=False)
+    ids = {**_IDS, "image_token_id": 299, "video_token_id": 298, "vision_start_token_id": 297}
+    config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=_VISION, **ids, tie_word_embeddings=False)
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
@@ -53,9 +58,20 @@ def make_tiny(folder: Path, kind: str) -> Path:
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
     model.save_pretrained(folder)
+    if hasattr(model.config, "vision_config"):
+        Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=1_003_520).save_pretrained(folder)
     saved = json.loads((folder / "config.json").read_text())
     assert saved["architectures"] == [type(model).__name__]
     return folder
+
+
+def make_tokenizer(folder: Path) -> None:
+    """A token a byte."""
+    alphabet = ["<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    tokenizer = Tokenizer(bpe.BPE(vocab={character: place for place, character in enumerate(alphabet)}, merges=[]))
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<eos>", "<bos>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
 
 
 def make_runner(folder: Path, **options) -> TorchRunner:

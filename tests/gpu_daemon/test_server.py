@@ -10,8 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 
 import grpc
 import pytest
-from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers import models as bpe
+from tokenizers import pre_tokenizers
 
 from apps.core.types import FinishReason, InferenceRequest, SamplingParams, StepOutput
 from apps.fleet.daemon_client import DaemonClient, DaemonError
@@ -19,7 +18,7 @@ from gpu_daemon.__main__ import serve
 from gpu_daemon.config import DaemonConfig
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
-from tests.gpu_daemon.conftest import make_tiny
+from tests.gpu_daemon.conftest import make_tiny, make_tokenizer
 from tests.hostile_schemas import REFUSED
 from tests.services import free_port
 
@@ -30,11 +29,7 @@ TOKEN = "t" * 32
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
     make_tiny(folder / "tiny", "llama")
-    alphabet = ["<eos>", "<bos>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
-    tokenizer = Tokenizer(bpe.BPE(vocab={character: place for place, character in enumerate(alphabet)}, merges=[]))
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<eos>", "<bos>"])
-    tokenizer.save(str(folder / "tiny" / "tokenizer.json"))
+    make_tokenizer(folder / "tiny")
     return folder
 
 
@@ -65,7 +60,7 @@ def request(request_id: str = "r", *, max_tokens: int = 5, prompt=(5, 6, 7), **s
 
 
 async def submit(stream, what: InferenceRequest, *, epoch: int = 1, generated=()) -> None:
-    await stream.submit(what, attempt=1, epoch=epoch, generated={0: list(generated)}, timeout_ms=0, cache_salt=b"s")
+    await stream.submit(what, attempt=1, epoch=epoch, done={0: (list(generated), 0)}, timeout_ms=0, cache_salt=b"s")
 
 
 async def collect(stream, ends: int = 1) -> dict[str, list]:

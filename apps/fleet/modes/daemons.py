@@ -64,6 +64,6 @@ async def load(worker: Assignment, epoch: int) -> int:
     """Loads what is placed on the worker, one after the other. Returns how many models that is. Raises ServiceError."""
     async with _connected(worker) as client:
         for placed in worker.placements:
-            async for _ in client.load_model(placed.model, epoch, placed.engine):
+            async for _ in client.load_model(placed.folder, epoch, placed.engine):
                 continue
     return len(worker.placements)

@@ -17,6 +17,7 @@
 --   promises:{model}    zset   "{number, 16 digits}:{org}" of each refused request, by the time it was told to come back at
 --   promised:{model}    hash   org -> how many of those are still to come
 --   refusals            string counter
+--   affinity:{hash}     set    workers that lately took a prompt with this beginning; lapses
 --   events:{id}         stream what the client sees; entry n has id n-0; lives `events_ttl_ms` past the end
 --   ledger              stream one entry a request that ended or was refused, for apps.metrics
 --   log                 stream every transition: its inputs, what was decided, and `at`, the server's time; the latest 100,000
@@ -107,6 +108,12 @@ local function waited(r, now)
     if fairness > 0 then wait.fairness = fairness end
   end
   return wait
+end
+
+-- The entry of the lane that is next: whose wait is over its class's bound, else the smallest score.
+local function next_member(lane, now)
+  return redis.call('ZRANGEBYSCORE', 'promote:' .. lane, '-inf', number(now), 'LIMIT', 0, 1)[1]
+    or redis.call('ZRANGE', 'lane:' .. lane, 0, 0)[1]
 end
 
 local function leave_lane(r)

@@ -23,7 +23,7 @@ local function end_request(id, r, outcome, code, message, events_ttl_ms, now)
   local prompt = started and tonumber(r.prompt_tokens) or 0
   local usage = {
     prompt_tokens = prompt, completion_tokens = generated, cached_tokens = tonumber(r.cached_tokens or 0),
-    reasoning_tokens = tonumber(r.reasoning_tokens or 0),
+    reasoning_tokens = tonumber(r.reasoning_tokens or 0), image_tokens = started and tonumber(r.image_tokens or 0) or 0,
   }
   local wait = r.wait and cjson.decode(r.wait) or waited(r, now)
   if r.state == 'waiting' then

@@ -1,6 +1,7 @@
 -- Admits one request to its lane, or says which bound it would break. Sending the same id twice admits it once.
 -- ARGV: id, lane, org, key_id, payload, choices, prompt_tokens, fixed_cost_ms, token_cost_ms, expected_tokens, weight, boost_ms,
---       queue_timeout_ms, total_timeout_ms, max_wait_ms, lane_cap, org_cap, drain_cap_ms, pace, priority, stream
+--       queue_timeout_ms, total_timeout_ms, max_wait_ms, lane_cap, org_cap, drain_cap_ms, pace, priority, stream,
+--       image_tokens, affinity (hashes of the prompt's beginnings, the shortest first)
 -- Returns {"admitted" | "lane_full" | "org_full" | "drain", ms after which another try would be admitted,
 --   and of an admitted one its place, for restore.lua: arrival, start, virtual time, time}
 local id, lane, org = ARGV[1], ARGV[2], ARGV[3]
@@ -58,6 +59,7 @@ admit(id, {
   arrival = arrival, member = string.format('%016d:%s', arrival, id), score = score, start = number(start),
   promote_ms = number(now + tonumber(ARGV[15])), attempt = 0, events = 0, arrived_ms = number(now),
   deadline_ms = number(now + tonumber(ARGV[14])), priority = ARGV[20], stream = ARGV[21],
+  image_tokens = ARGV[22], affinity = ARGV[23],
 }, number(now + math.min(tonumber(ARGV[13]), tonumber(ARGV[14]))))
 decided('admitted', arrival, score)
 return { 'admitted', 0, tostring(arrival), number(start), number(virtual), number(now) }

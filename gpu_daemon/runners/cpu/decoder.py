@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import threading
+from dataclasses import replace
 from queue import SimpleQueue
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gpu_daemon.runners.batch import Batch
+from gpu_daemon.runners.cache_shapes import PanelLayout
 from gpu_daemon.runners.cpu import kernels
 from gpu_daemon.runners.cpu.vector import PANEL, panel_bytes
 from gpu_daemon.runners.weights import Decoder
@@ -25,14 +27,19 @@ class CpuDecoder:
 
     def __init__(self, decoder: Decoder, *, blocks: int, length: int, threads: int, int8: bool = False) -> None:
         """`blocks` of 16 tokens in the cache; sequences of up to `length` tokens."""
-        self._decoder = decoder
+        # Only what is not packed is kept, and none of it in the file, which may be replaced: a product is in memory once.
+        embedding = decoder.embedding.clone()
+        self.decoder = replace(decoder, embedding=embedding, head=embedding, layers=())
         kind = "i8" if int8 else {torch.bfloat16: "bf16", torch.float32: "f32"}[decoder.dtype]
         self._packed: list[np.ndarray] = []  # what the kernels know by address
         self._shape = _shape(decoder, kind)
         self._weights = self._pack(decoder, kind)
         self.block_bytes = self._shape.block_floats * 4
-        self._cache = _lazy_zeros(blocks * self._shape.block_floats).reshape(blocks, -1)
-        self._team = _Team(threads, _scratch_floats(self._shape, length))
+        self.layout = PanelLayout(len(decoder.layers), decoder.kv_heads, decoder.head_dim)
+        self._threads, self._length = threads, length
+        self._cache: np.ndarray
+        self._team: _Team
+        self.wake(blocks)
 
     def _pack(self, decoder: Decoder, kind: str) -> kernels.Weights:
         products = [[layer.qkv, layer.output, layer.gate_up, layer.down] for layer in decoder.layers]
@@ -58,13 +65,15 @@ class CpuDecoder:
         """Logits of the sampled rows, [rows, vocabulary] in float32; keys and values of every token are stored."""
         step = self._step(batch)
         self._team.run(self._shape, self._weights, step, self._cache.ctypes.data)
-        return torch.from_numpy(step.logits)[:, : self._decoder.vocab]
+        return torch.from_numpy(step.logits)[:, : self.decoder.vocab]
 
     def _step(self, batch: Batch) -> kernels.Step:
         s, rows, samples = self._shape, len(batch.tokens), len(batch.sampled)
-        cos, sin = self._decoder.angles(torch.from_numpy(batch.angles.copy()))
+        cos, sin = self.decoder.angles(torch.from_numpy(batch.angles.copy()))
         x = np.zeros((rows, _padded(s.hidden)), np.float32)
-        x[:, : s.hidden] = _floats(self._decoder.embedding[torch.from_numpy(batch.tokens)])
+        x[:, : s.hidden] = _floats(self.decoder.embedding[torch.from_numpy(batch.tokens)])
+        for first, embedding in batch.pictured:
+            x[first : first + len(embedding), : s.hidden] = _floats(embedding)
         return kernels.Step(
             x=x,
             h=np.empty((rows, max(s.hidden, s.heads * s.head_dim, s.inner)), np.float32),
@@ -88,6 +97,15 @@ class CpuDecoder:
 
     def restore(self, block: int, saved: Tensor) -> None:
         self._cache[block] = saved.numpy()
+
+    def sleep(self) -> None:
+        """Lets the cache and the threads go; the weights are in host memory anyway."""
+        self._team.close()
+        self._cache = np.zeros((0, 0), np.float32)
+
+    def wake(self, blocks: int) -> None:
+        self._cache = _lazy_zeros(blocks * self._shape.block_floats).reshape(blocks, -1)
+        self._team = _Team(self._threads, _scratch_floats(self._shape, self._length))
 
     def close(self) -> None:
         self._team.close()
@@ -166,13 +184,14 @@ def _pack(product: Tensor, kind: str) -> tuple[np.ndarray, np.ndarray]:
     scales = np.zeros(0, np.float32)
     if kind == "i8":
         product, scales = _quantize(product)
-    padded = torch.nn.functional.pad(product, (0, 0, 0, _padded(outputs) - outputs))
-    panels = padded.view(-1, PANEL, inputs).transpose(1, 2).contiguous()
-    if kind == "bf16":
-        bits = panels.view(torch.int16).numpy().view(np.uint16).astype(np.uint32)
-        panels_array = bits[..., :8] | bits[..., 8:] << 16
+    if missing := _padded(outputs) - outputs:
+        product = torch.nn.functional.pad(product, (0, 0, 0, missing))
+    panels = product.detach().view(-1, PANEL, inputs)
+    if kind == "bf16":  # pairs of which the first eight outputs are the low halves
+        pairs = panels.view(torch.int16).view(-1, 2, PANEL // 2, inputs).permute(0, 3, 2, 1).contiguous()
+        panels_array = pairs.numpy().view(np.uint32)[..., 0]
     else:
-        panels_array = panels.detach().numpy()
+        panels_array = panels.transpose(1, 2).contiguous().numpy()
     assert panels_array.nbytes == len(panels) * panel_bytes(kind, inputs)
     return panels_array, scales
 

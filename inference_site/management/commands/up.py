@@ -12,9 +12,13 @@ from django.core.management.base import BaseCommand, CommandError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from inference_site.stack.demo import MODEL
 from inference_site.stack.errors import StackError
-from inference_site.stack.stack import MODEL, Stack
+from inference_site.stack.stack import Stack
 
+_OFFER = (
+    "  speech     manage.py models pull kokoro-82m, then DEMO_MODELS=kokoro-82m make run; DEMO_MODELS=all has every modality\n"
+)
 QUESTION = "In one sentence, why is the sky blue?"
 
 
@@ -51,14 +55,14 @@ class Command(BaseCommand):
         console = Console()
         with Progress(TextColumn("{task.description}"), BarColumn(), console=console, transient=True,
                       disable=not console.is_terminal) as bar:  # fmt: skip
-            task = bar.add_task(f"weights of {MODEL}", total=1.0)
+            task = bar.add_task("weights", total=1.0)
             said: set[str] = set()
 
             def report(stage: str, progress: float) -> None:
-                bar.update(task, description=f"weights of {MODEL}: {stage}", completed=progress)
+                bar.update(task, description=f"weights of {stage}", completed=progress)
                 if not console.is_terminal and stage not in said:
                     said.add(stage)
-                    self._line(f"weights of {MODEL}: {stage}")
+                    self._line(f"weights of {stage}")
 
             stack.start(lambda line: console.print(f"· {line}", highlight=False), report)
         self._greet(stack)
@@ -79,6 +83,7 @@ class Command(BaseCommand):
             f"  admin      {stack.url}/admin/\n"
             f"  login      admin / {stack.admin_password}\n"
             f"  logs       {stack.logs}\n"
+            f"{_OFFER}"
             f"Ctrl-C stops everything."
         )
 

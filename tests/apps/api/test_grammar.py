@@ -47,7 +47,7 @@ def allows(form: AnswerForm, text: str, tags: tuple[str, ...]) -> bool | None:
 
 MUST = AnswerForm(functions=FUNCTIONS, must_call=True)
 MAY = AnswerForm(functions=FUNCTIONS)
-ONE = AnswerForm(functions=FUNCTIONS, parallel=False)
+ONE = AnswerForm(functions=FUNCTIONS, max_calls=1)
 JSON = AnswerForm(schema=CITY)
 EITHER = AnswerForm(schema=CITY, functions=FUNCTIONS)
 THINKS = AnswerForm(schema=CITY, thought=Thought.EXPECTED)

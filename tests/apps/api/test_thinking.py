@@ -14,7 +14,7 @@ from apps.core.types import FinishReason, OutputForm, SequenceDelta, TextDelta
 from apps.fleet.tokenizers import ModelTokenizer
 from apps.scheduler.codec import decode_event
 from apps.scheduler.queue import Lease
-from apps.scheduler.running import RunningRequest
+from apps.scheduler.running import RunningText
 from gpu_daemon.engine.grammar import GrammarCompiler
 from tests.apps.fleet.test_tools_and_thinking import KNOWING, make
 from tests.apps.scheduler.factories import make_request
@@ -45,7 +45,7 @@ def answer(folder, form: AnswerForm, thinking: bool | None, *, end_bias: float) 
     tokenizer = ModelTokenizer(folder)
     prompt = tokenizer.encode_chat(QUESTION, (), thinking)
     thought = tokenizer.thought_after(prompt, thinking)
-    form = AnswerForm(form.schema, form.functions, form.must_call, form.parallel, thought)
+    form = AnswerForm(form.schema, form.functions, form.must_call, form.max_calls, thought)
     runner = make_runner(folder)
     end = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("</think>")
     sequence = make_sequence(prompt, max_tokens=150, temperature=1.0, logit_bias=((end, end_bias),))
@@ -53,7 +53,7 @@ def answer(folder, form: AnswerForm, thinking: bool | None, *, end_bias: float) 
     (sequence.grammar,) = compiler.compile(form.lark(tokenizer.tags), [[]])
     (ids,) = run_all(runner, [sequence])
     output = OutputForm(thought, tool_calls=bool(form.functions))
-    running = RunningRequest(Lease(make_request(id="chatcmpl-1", form=output), 1, 0), tokenizer.decoder)
+    running = RunningText(Lease(make_request(id="chatcmpl-1", form=output), 1, 0), tokenizer.decoder)
     said, reasoning = Said(), 0
     for index, token_id in enumerate(ids):
         reason = FinishReason.STOP if index == len(ids) - 1 else None
@@ -76,7 +76,7 @@ def test_a_form_follows_the_reasoning(folder) -> None:
 
 def test_a_call_follows_the_reasoning(folder) -> None:
     said, reasoning, reason = answer(
-        folder, AnswerForm(functions=[("f", ANSWER)], must_call=True, parallel=False), True, end_bias=3
+        folder, AnswerForm(functions=[("f", ANSWER)], must_call=True, max_calls=1), True, end_bias=3
     )
     (call,) = said.calls
     jsonschema.validate(json.loads(call["function"]["arguments"]), ANSWER)

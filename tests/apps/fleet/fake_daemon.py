@@ -4,12 +4,14 @@
         client = DaemonClient(daemon.address, daemon.token)
 
 Every step gives each running choice its next token, `token_at(prompt length, seed, choice, index)`, so a request that is
-resumed here or elsewhere goes on exactly where it was.
+resumed here or elsewhere goes on exactly where it was. Work that is no text is done in `STEPS` equal
+steps, the last of which gives `MEDIA`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, field
@@ -20,6 +22,8 @@ import grpc
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 
+STEPS = 5
+MEDIA = b"made by arithmetic"
 VOCABULARY = range(100, 1100)  # no special tokens among them, whatever the tokenizer
 Outputs = asyncio.Queue[pb.StepOutput]
 
@@ -44,11 +48,24 @@ class _Sequence:
 
     def advance(self) -> pb.SequenceDelta:
         sampling = self.submit.sampling
+        if self.submit.WhichOneof("work"):
+            return self._work(sampling.max_tokens)
         token = token_at(len(self.choice.prompt_ids), sampling.seed, self.choice.index, self.length)
         self.length += 1
         if self.length >= sampling.max_tokens:
             self.reason = pb.FINISH_REASON_LENGTH
         return self.delta([token], self.length - 1)
+
+    def _work(self, total: int) -> pb.SequenceDelta:
+        index = self.length
+        self.length = min(total, index + -(-total // STEPS))
+        last = self.length == total
+        self.reason = pb.FINISH_REASON_STOP if last else pb.FINISH_REASON_UNSPECIFIED
+        delta = self.delta([], index)
+        delta.units = self.length - index
+        mime = "video/mp4" if self.submit.WhichOneof("work") == "video" else "image/png"
+        delta.media, delta.mime = (MEDIA, mime) if last else (b"", "")
+        return delta
 
     def delta(self, ids: Iterable[int], first_index: int) -> pb.SequenceDelta:
         return pb.SequenceDelta(
@@ -75,7 +92,9 @@ def _logprob(token: int, alternatives: int) -> pb.TokenLogprob:
 class FakeDaemon(pb_grpc.GpuDaemonServicer):
     """Serves on a free port of loopback between `start` and `stop`, or within `async with`.
 
-    `models` are resident from the start; others can be loaded unless `load_errors` has a reason against it.
+    `models` are resident from the start; others can be loaded unless `load_errors` has a reason against it. `folders` are
+    what it has on disk, with the bytes that each needs of `budget_bytes`; a load takes `load_seconds`, an unload waits for
+    what runs.
     """
 
     worker_id: str = "w1"
@@ -86,13 +105,21 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
     max_running: int = 8
     die_at_step: int = 0  # 0: never
     load_errors: dict[str, str] = field(default_factory=dict)
+    folders: dict[str, int] = field(default_factory=dict)
+    budget_bytes: int = 8 << 30
+    load_seconds: float = 0.0
 
     def __post_init__(self) -> None:
         self.models = list(self.models)
         self.port = 0
         self.step = 0
         self.draining = False
+        self.loading: dict[str, float] = {}  # progress
+        self.unloading: set[str] = set()
+        self.peak_bytes = 0
+        self._used = dict.fromkeys(self.models, time.monotonic())
         self.loads: list[str] = []  # every LoadModel asked for
+        self.unloads: list[str] = []
         self.engines: dict[str, int] = {}  # of what LoadModel brought
         self.submits: list[pb.Submit] = []
         self.aborts: list[pb.Abort] = []
@@ -207,7 +234,9 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
                 self._abort(command.abort, outputs)
 
     def _submit(self, submit: pb.Submit, outputs: Outputs) -> None:
-        sequences = [_Sequence(outputs, submit, choice, len(choice.generated_ids)) for choice in submit.choices]
+        sequences = [
+            _Sequence(outputs, submit, choice, len(choice.generated_ids) + choice.done_units) for choice in submit.choices
+        ]
         if error := self._refusal(submit):
             failed = [pb.SequenceDelta(request_id=submit.request_id, attempt=submit.attempt, choice=s.choice.index,
                                        first_index=s.length, finish_reason=pb.FINISH_REASON_FAILED, error=error)
@@ -222,7 +251,7 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
             return "stale_epoch"
         if self.draining:
             return "draining"
-        return "" if submit.model in self.models else "model_not_ready"
+        return "" if submit.model in self.models and submit.model not in self.unloading else "model_not_ready"
 
     def _abort(self, abort: pb.Abort, outputs: Outputs) -> None:
         ended = [s for s in self._sequences if (s.submit.request_id, s.submit.attempt) == (abort.request_id, abort.attempt)]
@@ -252,15 +281,29 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
             draining=self.draining,
             memory_total_bytes=8 << 30,
             memory_free_bytes=4 << 30,
-            models=[self._model_status(model) for model in self.models],
+            models=[*(self._model_status(model) for model in self.models), *map(self._loading_status, self.loading)],
+            memory_budget_bytes=self.budget_bytes,
+            memory_reserved_bytes=self.reserved_bytes,
+            folders=[pb.ModelFolder(model=name, need_bytes=size, weight_bytes=size) for name, size in self.folders.items()],
         )
+
+    @property
+    def reserved_bytes(self) -> int:
+        return sum(self.folders.get(model, 0) for model in [*self.models, *self.loading])
+
+    def _loading_status(self, model: str) -> pb.ModelStatus:
+        return pb.ModelStatus(model=model, state=pb.MODEL_STATE_LOADING, progress=self.loading[model], stage="reading")
 
     def _model_status(self, model: str) -> pb.ModelStatus:
         mine = sum(sequence.submit.model == model for sequence in self._sequences)
         running = min(mine, self.max_running)
+        if mine:
+            self._used[model] = time.monotonic()
         return pb.ModelStatus(
             model=model,
-            state=pb.MODEL_STATE_READY,
+            state=pb.MODEL_STATE_UNLOADING if model in self.unloading else pb.MODEL_STATE_READY,
+            resident_bytes=self.folders.get(model, 0),
+            idle_ms=int((time.monotonic() - self._used.setdefault(model, time.monotonic())) * 1000),
             progress=1.0,
             max_model_len=8192,
             running=running,
@@ -279,15 +322,31 @@ class FakeDaemon(pb_grpc.GpuDaemonServicer):
         self.loads.append(request.model)
         yield pb.LoadProgress(stage="reading", progress=0.5)
         await self._answering.wait()
-        if reason := self.load_errors.get(request.model):
+        if reason := self._obstacle(request.model):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, reason)
         if request.model not in self.models:
+            self.loading[request.model] = 0.5
+            self.peak_bytes = max(self.peak_bytes, self.reserved_bytes)
+            await asyncio.sleep(self.load_seconds)
+            del self.loading[request.model]
             self.models = [*self.models, request.model]
             self.engines[request.model] = request.engine
+            self._used[request.model] = time.monotonic()
         yield pb.LoadProgress(stage="ready", progress=1.0)
+
+    def _obstacle(self, model: str) -> str:
+        if model in self.load_errors:
+            return self.load_errors[model]
+        fits = model in self.models or self.reserved_bytes + self.folders.get(model, 0) <= self.budget_bytes
+        return "" if fits else f"{model} does not fit"
 
     async def UnloadModel(self, request: pb.UnloadModelRequest, context: Any) -> pb.UnloadModelResponse:
         await self._authorize(context)
+        self.unloads.append(request.model)
+        self.unloading.add(request.model)
+        while any(sequence.submit.model == request.model for sequence in self._sequences):  # noqa: ASYNC110
+            await asyncio.sleep(0.005)
+        self.unloading.discard(request.model)
         self.models = [model for model in self.models if model != request.model]
         return pb.UnloadModelResponse()
 

@@ -34,8 +34,8 @@ def request(request_id: str = "r", *, max_tokens: int = 4, n: int = 1, **samplin
 
 
 async def submit(stream: ExecuteStream, what: InferenceRequest, generated: dict[int, list[int]] | None = None) -> None:
-    already = generated or {choice: [] for choice in range(what.num_choices)}
-    await stream.submit(what, attempt=1, epoch=1, generated=already, timeout_ms=0, cache_salt=b"")
+    done = {choice: ((generated or {}).get(choice, []), 0) for choice in range(what.num_choices)}
+    await stream.submit(what, attempt=1, epoch=1, done=done, timeout_ms=0, cache_salt=b"")
 
 
 async def deltas(stream: ExecuteStream, ends: int) -> list[SequenceDelta]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +14,7 @@ from django.conf import settings
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from apps.core.blobs import keyed
 from apps.core.redis import shared
 from apps.core.types import InferenceRequest, Principal, QuotaLimits, ResidentModel, WorkerSnapshot
 from apps.fleet import registry
@@ -24,6 +25,7 @@ from tests.apps.scheduler.factories import make_request
 from tests.history import Client, check
 
 MODEL = "smollm2-135m"
+MODELS = (MODEL,)
 
 
 def principal(org: str = "1", **limits: int) -> Principal:
@@ -76,10 +78,13 @@ class Site:
 
     # --- Clients ---
 
-    async def submit(self, *, org: str = "1", max_tokens: int = 8, seed: int = 1, **fields: Any) -> Client:
-        request = make_request(model=MODEL, org_id=org, max_tokens=max_tokens, seed=seed, **fields)
+    async def submit(
+        self, *, org: str = "1", max_tokens: int = 8, seed: int = 1, attachments: Iterable[bytes] = (), **fields: Any
+    ) -> Client:
+        kept = keyed(attachments)
+        request = make_request(model=MODEL, org_id=org, max_tokens=max_tokens, seed=seed, blobs=tuple(kept), **fields)
         client = Client(request.id, org, expected(request))
-        await services.submit(request, principal(org))
+        await services.submit(request, principal(org), kept)
         self.clients.append(client)
         return client
 
@@ -110,6 +115,8 @@ class Site:
 
 def expected(request: InferenceRequest) -> dict[int, list[int]]:
     count, seed = request.sampling.max_tokens, request.sampling.seed
+    if request.work is not None:
+        return {i: list(range(count)) for i in range(request.num_choices)}
     return {i: tokens(len(request.prompts[i // request.n]), seed, count, i) for i in range(request.num_choices)}
 
 
@@ -130,7 +137,7 @@ async def site(
 ) -> AsyncIterator[Site]:
     token = settings.ENV.daemon_token.get_secret_value()
     daemons = [
-        FakeDaemon(f"w{i}", models=[MODEL], token=token, step_seconds=step_seconds, max_running=max_running)
+        FakeDaemon(f"w{i}", models=MODELS, token=token, step_seconds=step_seconds, max_running=max_running)
         for i in range(workers)
     ]
     path.touch()  # noqa: ASYNC240

@@ -13,7 +13,7 @@ from apps.core.types import FinishReason, OutputForm, SequenceDelta, Thought
 from apps.scheduler.codec import decode_event
 from apps.scheduler.output import OutputParser
 from apps.scheduler.queue import Lease
-from apps.scheduler.running import RunningRequest
+from apps.scheduler.running import RunningText
 from tests.apps.scheduler.factories import make_request
 from tests.apps.scheduler.test_text import Letters
 
@@ -106,7 +106,7 @@ def deltas(text: str, first: int = 0, reason: FinishReason | None = FinishReason
     return [SequenceDelta("r-1", 1, 0, first + i, (ord(c),), finish_reason=ends[i]) for i, c in enumerate(text)]
 
 
-def events(running: RunningRequest, text: str, first: int = 0, reason: FinishReason | None = FinishReason.STOP) -> list:
+def events(running: RunningText, text: str, first: int = 0, reason: FinishReason | None = FinishReason.STOP) -> list:
     emissions = [running.apply([delta]) for delta in deltas(text, first, reason)]
     events.reasoning = sum(emission.reasoning_tokens for emission in emissions)  # type: ignore[attr-defined]
     return [decode_event(row[3]) for emission in emissions for row in emission.deltas]
@@ -117,16 +117,18 @@ TEXT = "<think>\nhm\n</think>\n\nok\n" + call("f", '{"a": 1}')
 
 def test_a_request_taken_up_by_another_attempt_shows_the_rest_and_no_more() -> None:
     request = make_request(id="chatcmpl-1", form=EVERYTHING)
-    whole = events(RunningRequest(Lease(request, 1, 0), Letters), TEXT)
+    whole = events(RunningText(Lease(request, 1, 0), Letters), TEXT)
     for cut in range(1, len(TEXT)):
-        log = events(RunningRequest(Lease(request, 1, 0), Letters), TEXT[:cut], reason=None)
-        rest = events(RunningRequest(Lease(request, 2, 0), Letters, log), TEXT[cut:], first=cut)
+        log = events(RunningText(Lease(request, 1, 0), Letters), TEXT[:cut], reason=None)
+        again = RunningText(Lease(request, 2, 0), Letters)
+        again.replay(log)
+        rest = events(again, TEXT[cut:], first=cut)
         assert [*log, *rest] == whole
 
 
 def test_a_stop_after_a_call_is_for_the_client_to_act_and_thoughts_are_counted() -> None:
     request = make_request(id="chatcmpl-1", form=EVERYTHING)
-    assert events(RunningRequest(Lease(request, 1, 0), Letters), TEXT)[-1].reason is FinishReason.TOOL_CALLS
+    assert events(RunningText(Lease(request, 1, 0), Letters), TEXT)[-1].reason is FinishReason.TOOL_CALLS
     assert events.reasoning == len("\nhm\n</think>") + 1  # type: ignore[attr-defined]
-    cut = events(RunningRequest(Lease(request, 1, 0), Letters), TEXT[:-20], reason=FinishReason.LENGTH)
+    cut = events(RunningText(Lease(request, 1, 0), Letters), TEXT[:-20], reason=FinishReason.LENGTH)
     assert cut[-1].reason is FinishReason.LENGTH

@@ -131,6 +131,21 @@ class LuaAgainstPolicy(RuleBasedStateMachine):
         leases = self.run(queue.lease(self.redis, lane=model, worker=worker, max_sequences=5, limit=limit))
         self.held += [(lease.request.id, lease.attempt) for lease in leases]
 
+    @rule(model=st.sampled_from(["m", "k"]), worker=st.sampled_from(["v", "w"]), stale=st.integers(0, 4))
+    def lease_chosen(self, model, worker, stale) -> None:
+        """By name, as after a peek; another dispatcher may have taken some of them since."""
+        peeked = self.run(queue.peek(self.redis, model, 4))
+        if stale < len(peeked):
+            others = self.run(queue.lease(self.redis, lane=model, worker="v", max_sequences=5, limit=stale))
+            self.held += [(lease.request.id, lease.attempt) for lease in others]
+        chosen = [(request.id, "{}") for request in peeked]
+        if chosen:
+            leases = self.run(
+                queue.lease(self.redis, lane=model, worker=worker, max_sequences=5, limit=len(chosen), chosen=chosen)
+            )
+            assert [lease.request.id for lease in leases] == [name for name, _ in chosen][: len(leases)]
+            self.held += [(lease.request.id, lease.attempt) for lease in leases]
+
     @rule(pick=PICK, index=st.integers(0, 2))
     def emit(self, pick, index) -> None:
         if self.held:

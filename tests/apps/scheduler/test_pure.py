@@ -6,9 +6,10 @@ import pytest
 
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.scheduler.admission import absence_refusal, queue_refusal, retry_after_seconds
+from apps.scheduler.affinity import DEPTHS, beginnings, tokens_of
 from apps.scheduler.collector import BatchCollector, LaneView
 from apps.scheduler.cost import price, reported
-from apps.scheduler.router import candidates
+from apps.scheduler.router import Candidate, Waiting, assign, candidates, cause_of_waiting, runs
 from tests.apps.scheduler.factories import make_request
 
 
@@ -80,3 +81,45 @@ def test_refusals_name_the_model_and_what_to_do() -> None:
     missing = absence_refusal("no_weights", "m")
     assert "models pull m" in missing.message
     assert missing.should_retry is False
+
+
+def candidate(name: str, busy: int = 0, *, most: int = 16) -> Candidate:
+    return Candidate(worker(name), busy, most, decode_ms=1.0, prefill_ms=2.0)
+
+
+def test_a_conversation_stays_where_its_prompt_is_until_that_worker_is_much_busier() -> None:
+    request = Waiting("r", 1, prompt_tokens=100, tokens=50, cached={"b": 80})
+    assert assign([request], [candidate("a"), candidate("b")])[0].worker_id == "b"
+    assert assign([request], [candidate("a"), candidate("b", 7)])[0].worker_id == "b"
+    assert assign([request], [candidate("a"), candidate("b", 8)])[0].worker_id == "a", "a hot worker sheds"
+    little = Waiting("r", 1, prompt_tokens=100, tokens=50, cached={"b": 16})
+    assert assign([little], [candidate("a"), candidate("b", 1)])[0].worker_id == "a", "a shared system prompt binds nobody"
+
+
+def test_requests_without_a_home_are_spread_and_nothing_overtakes_the_head() -> None:
+    waiting = [Waiting(f"r{i}", 1, 10, 10) for i in range(4)]
+    chosen = assign(waiting, [candidate("a"), candidate("b", 1)])
+    assert [choice.worker_id for choice in chosen] == ["a", "a", "b", "a"]
+    assert [len(run) for run in runs(chosen)] == [2, 1, 1]
+    assert set(chosen[0].scores) == {"a", "b"}
+    wide = [Waiting("wide", 4, 10, 10), Waiting("narrow", 1, 10, 10)]
+    assert assign(wide, [candidate("a", 2, most=4)]) == []
+    assert len(assign(wide, [candidate("a", 0, most=2)])) == 1, "an idle worker takes a request of any size"
+
+
+def test_beginnings_are_a_chain_of_one_model_and_organization() -> None:
+    prompt = list(range(200))
+    known = beginnings("m", "1", prompt)
+    assert len(known) == sum(depth * 16 <= 200 for depth in DEPTHS)
+    assert beginnings("m", "1", [*prompt[:128], 7, *prompt[129:]])[:4] == known[:4], "alike up to where they differ"
+    assert beginnings("m", "1", [7, *prompt[1:]])[-1] != known[-1]
+    assert not set(known) & set(beginnings("m", "2", prompt))
+    assert not set(known) & set(beginnings("k", "1", prompt))
+    assert (tokens_of(0), tokens_of(3)) == (0, 64)
+
+
+def test_a_lane_waits_for_a_load_when_somebody_would_load_it() -> None:
+    idle = WorkerSnapshot("w", "a:1", 1, 0, "cpu", "individual", False, 1, 1, loadable=("m",))
+    assert cause_of_waiting("m", [idle], held_back=False) == "model_load"
+    assert cause_of_waiting("k", [idle], held_back=False) == "no_worker"
+    assert cause_of_waiting("m", [worker("x", state="unloading")], held_back=False) == "model_load"

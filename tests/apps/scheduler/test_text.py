@@ -24,10 +24,10 @@ def show(text: str, stops: list[str], cuts: list[int]) -> tuple[str, int, bool]:
     for end in [*sorted(cuts), len(text)]:
         piece = choice.push([ord(c) for c in text[at:end]])
         shown, tokens, at = shown + piece.text, tokens + piece.tokens, max(at, end)
-        if piece.stopped:
+        if piece.stop:
             return shown, tokens, True
     last = choice.flush()
-    return shown + last.text, tokens, last.stopped
+    return shown + last.text, tokens, bool(last.stop)
 
 
 @given(st.text("abc", max_size=30), st.lists(st.text("abc", min_size=1, max_size=4), max_size=4), st.data())

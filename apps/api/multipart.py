@@ -1,0 +1,55 @@
+"""Forms with files, as clients upload them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from django.core.exceptions import RequestDataTooBig, SuspiciousOperation
+from django.http import HttpRequest, UnreadablePostError
+from django.http.multipartparser import MultiPartParserError
+
+from apps.core.errors import InvalidRequest, PayloadTooLarge
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    name: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """`fields` are texts; one whose name ends in [] is a list of them. At most one file a name."""
+
+    fields: dict[str, Any]
+    files: dict[str, Upload]
+
+
+async def read_form(request: HttpRequest) -> Form:
+    """Raises InvalidRequest for what is no form, and PayloadTooLarge for one with too many fields."""
+    try:
+        return await asyncio.to_thread(_read, request)
+    except RequestDataTooBig:
+        raise PayloadTooLarge("The fields beside the file are too large.") from None
+    except (MultiPartParserError, UnreadablePostError, SuspiciousOperation):
+        raise InvalidRequest("The body is not a valid multipart form.", code="invalid_form") from None
+
+
+def _read(request: HttpRequest) -> Form:
+    fields: dict[str, Any] = {}
+    for name in request.POST:
+        values = request.POST.getlist(name)
+        if name.endswith("[]"):
+            fields[name.removesuffix("[]")] = values
+        elif len(values) > 1:
+            raise InvalidRequest(f"{name} is given twice.", code="invalid_form", param=name)
+        else:
+            fields[name] = values[0]
+    files = {}
+    for name, uploads in request.FILES.lists():
+        if len(uploads) > 1:
+            raise InvalidRequest(f"{name}: one file at a time.", code="invalid_form", param=name)
+        files[name] = Upload(uploads[0].name or "", uploads[0].read())
+    return Form(fields, files)

@@ -1,0 +1,5 @@
+"""Runs the benchmark."""
+
+from gpu_daemon.bench import main
+
+main()
