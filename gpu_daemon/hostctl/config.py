@@ -108,7 +108,7 @@ def read_config(path: Path) -> HostConfig:
     """Raises Refused, which names what is wrong."""
     try:
         given = tomllib.loads(path.read_text())
-        paths = {name: Path(given.pop(name)) for name in ("run_dir", "log_dir", "token_file")}
+        paths: dict[str, Any] = {name: Path(given.pop(name)) for name in ("run_dir", "log_dir", "token_file")}
         individual = tuple(_daemon(entry) for entry in given.pop("individual", []))
         together = given.pop("tensor_parallel", None)
         arguments = tuple(given.pop("arguments", ()))
