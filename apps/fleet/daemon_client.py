@@ -81,7 +81,7 @@ def _channel(address: str) -> grpc.aio.Channel:
     if env.daemon_ca is None:
         return grpc.aio.insecure_channel(address, options=_OPTIONS)
     try:
-        ca, key, cert = (path and path.read_bytes() for path in (env.daemon_ca, env.daemon_key, env.daemon_cert))
+        ca, key, cert = (path.read_bytes() if path else None for path in (env.daemon_ca, env.daemon_key, env.daemon_cert))
     except OSError as error:
         raise DaemonError(f"DAEMON_CA, DAEMON_CERT or DAEMON_KEY: {error.strerror}", code="no_certificate") from None
     return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(ca, key, cert), options=_OPTIONS)

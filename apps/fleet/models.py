@@ -205,10 +205,6 @@ class ModeSwitch(models.Model):
     def __str__(self) -> str:
         return f"{self.host} to {self.to_mode}"
 
-    def epoch_of(self, mode: str) -> int:
-        """The epoch of the mode's daemons that this switch is about."""
-        return self.epoch if mode == self.to_mode else self.from_epoch
-
 
 class ModeSwitchStep(models.Model):
     """One step of a switch, tried once. Neither ended nor judged: it runs, or its controller died under it."""

@@ -35,7 +35,8 @@ _LOG = logging.getLogger(__name__)
 async def publish(redis: Redis, snapshot: WorkerSnapshot) -> bool:
     """Makes the worker known as of now. False when a daemon of a later epoch spoke under its name a moment ago."""
     seen = dataclasses.replace(snapshot, seen_ms=await server_time_ms(redis))
-    args = [seen.worker_id, _SNAPSHOT.dump_json(seen).decode(), seen.seen_ms, seen.epoch, settings.ENV.worker_timeout_ms]
+    row = _SNAPSHOT.dump_json(seen).decode()
+    args: list[str | int] = [seen.worker_id, row, seen.seen_ms, seen.epoch, settings.ENV.worker_timeout_ms]
     return bool(await _PUBLISH(redis, keys=[KEY], args=args))
 
 

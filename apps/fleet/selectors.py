@@ -120,7 +120,7 @@ class Assignment:
 def assignments() -> dict[int, Assignment]:
     """The enabled workers by id, each with the enabled models placed on it, pinned ones first.
 
-    Of a managed host, those of its mode; while that changes also those of the other one, which are cordoned.
+    Of a managed host, those of its mode; before a switch hands over also those of the new one, which are cordoned.
     """
     workers = Worker.objects.filter(is_enabled=True).select_related("host").prefetch_related("placements__model")
     switches = {switch.host_id: switch for switch in ModeSwitch.objects.filter(ended_at=None)}
@@ -144,9 +144,9 @@ def _assignment(worker: Worker, switch: ModeSwitch | None) -> Assignment | None:
         return assignment
     if worker.mode == host.mode:
         return replace(assignment, epoch=host.epoch, cordoned=host.is_cordoned)
-    if switch is None:
-        return None
-    return replace(assignment, epoch=switch.epoch_of(worker.mode), cordoned=True)
+    if switch is None or worker.mode != switch.to_mode:
+        return None  # also the old ones of a switch that has handed over: they leave routing, and what runs there moves
+    return replace(assignment, epoch=switch.epoch, cordoned=True)
 
 
 def assignment_of(worker: Worker) -> Assignment:

@@ -25,6 +25,7 @@ from __future__ import annotations
 import re
 import stat
 import sys
+import time
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -34,7 +35,7 @@ from gpu_daemon.hostctl.errors import Refused
 
 INDIVIDUAL, TENSOR_PARALLEL = MODES = ("individual", "tensor_parallel")
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,63}")
-_LOOPBACK_ONLY = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}  # the ranks of one host need no other interface
+MEETING = "meeting."  # files in the run directory where the ranks of one launch find each other, so that no port is open
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class HostConfig:
     kv_handover: str = ""
     arguments: tuple[str, ...] = ()
     start_seconds: float = 25.0
-    stop_seconds: float = 12.0
+    stop_seconds: float = 20.0
 
     def daemons(self, mode: str) -> tuple[Daemon, ...]:
         """Raises Refused for a mode this host does not have."""
@@ -74,17 +75,25 @@ class HostConfig:
         return found
 
     def command(self, daemon: Daemon, mode: str, epoch: int) -> list[str]:
-        command = [*(daemon.launcher or _launcher(daemon, mode)), "-m", "gpu_daemon"]
+        command = [*(daemon.launcher or self._launcher(daemon, mode, epoch)), "-m", "gpu_daemon"]
         command += ["--worker-id", daemon.worker, "--host", self.listen, "--port", str(daemon.port)]
         command += ["--models-dir", self.models_dir, "--device", daemon.device, "--epoch", str(epoch)]
         if self.kv_handover:
             command += ["--kv-handover", self.kv_handover]
         return [*command, *self.arguments, *daemon.arguments]
 
-    def environment(self, daemon: Daemon, mode: str) -> dict[str, str]:
+    def _launcher(self, daemon: Daemon, mode: str, epoch: int) -> list[str]:
+        if mode == INDIVIDUAL:
+            return [sys.executable]
+        meeting = self.run_dir / f"{MEETING}{epoch}.{time.time_ns()}"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(daemon.ranks)]
+        torchrun += ["--local-addr", "127.0.0.1", "--rdzv-backend", "c10d", "--rdzv-conf", "store_type=file"]
+        return [*torchrun, "--rdzv-endpoint", str(meeting)]
+
+    def environment(self, daemon: Daemon) -> dict[str, str]:
         """What a daemon is given beside its tag: nothing of the session that asked for it but the path."""
-        network = _LOOPBACK_ONLY if mode == TENSOR_PARALLEL else {}
-        return {**network, **daemon.environment, "DAEMON_TOKEN": self._token(), "PYTHONUNBUFFERED": "1"}
+        torchrun = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+        return {**torchrun, **daemon.environment, "DAEMON_TOKEN": self._token(), "PYTHONUNBUFFERED": "1"}
 
     def _token(self) -> str:
         try:
@@ -95,18 +104,11 @@ class HostConfig:
             raise Refused(f"the token file cannot be read: {error.strerror}") from None
 
 
-def _launcher(daemon: Daemon, mode: str) -> list[str]:
-    if mode == INDIVIDUAL:
-        return [sys.executable]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "1", "--nproc-per-node", str(daemon.ranks)]
-    return [*torchrun, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
-
-
 def read_config(path: Path) -> HostConfig:
     """Raises Refused, which names what is wrong."""
     try:
         given = tomllib.loads(path.read_text())
-        paths = {name: Path(given.pop(name)) for name in ("run_dir", "log_dir", "token_file")}
+        paths: dict[str, Any] = {name: Path(given.pop(name)) for name in ("run_dir", "log_dir", "token_file")}
         individual = tuple(_daemon(entry) for entry in given.pop("individual", []))
         together = given.pop("tensor_parallel", None)
         arguments = tuple(given.pop("arguments", ()))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpu_daemon.hostctl import processes
-from gpu_daemon.hostctl.config import Daemon, HostConfig
+from gpu_daemon.hostctl.config import MEETING, Daemon, HostConfig
 from gpu_daemon.hostctl.errors import Failed, Refused
 
 LOCK_SECONDS = 45.0
@@ -41,6 +41,7 @@ class Control:
             if any(each.epoch == epoch and each.mode != mode for each in processes.find(self._run)):
                 raise Refused(f"epoch {epoch} is of another mode")
             processes.end(self._run, lambda other: other not in (epoch, beside), self._config.stop_seconds)
+            self._forget_meetings({epoch, beside})
             try:
                 self._start_missing(mode, epoch, wanted)
             except (Failed, Refused):
@@ -110,6 +111,12 @@ class Control:
         path = self._run / "epoch"
         return int(path.read_text()) if path.exists() else 0
 
+    def _forget_meetings(self, epochs: set[int]) -> None:
+        """Files of launches that are over. `torchrun` looks into its own as long as it lives."""
+        for path in self._run.glob(f"{MEETING}*"):
+            if int(path.name.split(".")[1]) not in epochs:
+                path.unlink(missing_ok=True)
+
     def _start_missing(self, mode: str, epoch: int, wanted: tuple[Daemon, ...]) -> None:
         running = {each.worker for each in self._of(epoch)}
         started = {d.worker: self._launch(d, mode, epoch) for d in wanted if d.worker not in running}
@@ -123,7 +130,7 @@ class Control:
             time.sleep(processes.POLL_SECONDS)
 
     def _launch(self, daemon: Daemon, mode: str, epoch: int) -> subprocess.Popen[bytes]:
-        command, environment = self._config.command(daemon, mode, epoch), self._config.environment(daemon, mode)
+        command, environment = self._config.command(daemon, mode, epoch), self._config.environment(daemon)
         label = processes.tag(self._run, mode, epoch, daemon.worker)
         try:
             return processes.launch(command, environment, label, self._log(daemon), _CODE)

@@ -65,7 +65,7 @@ def decide(history: Iterable[Done]) -> Step | End:
 def _back(failed: Step, outcomes: dict[Step, bool]) -> Step | End:
     """The old daemons are as they were until they are told to stop, and may be so after that when the word was lost."""
     if FORWARD.index(failed) < FORWARD.index(Step.STOP):
-        path = LIGHT
+        path: tuple[Step, ...] = LIGHT
     elif Step.PROBE not in outcomes:
         return Step.PROBE
     else:

@@ -21,8 +21,8 @@ from apps.core.errors import InvalidRequest, Unavailable
 from apps.fleet.models import HOST_ADDRESS, SSH_HOST_KEY, SSH_USER
 
 CONNECT_SECONDS = 5.0
-START_SECONDS = 40.0  # longer than hostctl takes at most by its defaults
-OTHER_SECONDS = 25.0
+START_SECONDS = 50.0  # longer than hostctl takes at most by its defaults
+OTHER_SECONDS = 30.0
 KEEPALIVE_SECONDS = 5
 TRIES = 3  # every command may be repeated, so a cut line is simply tried again
 RETRY_SECONDS = 0.5

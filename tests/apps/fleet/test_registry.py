@@ -51,6 +51,16 @@ async def test_an_entry_from_the_future_is_not_alive(redis: Redis) -> None:
     assert await registry.workers(redis, timeout_ms=1000) == []
 
 
+async def test_a_daemon_of_an_old_epoch_does_not_speak_over_the_new_one(redis: Redis) -> None:
+    old, new = snapshot("a", step=1), dataclasses.replace(snapshot("a", step=2), epoch=2)
+    assert await registry.publish(redis, new)
+    assert not await registry.publish(redis, old)
+    assert [w.epoch for w in await registry.workers(redis, timeout_ms=1000)] == [2]
+    for row in ("nonsense", '{"epoch": 9}', '{"epoch": 9, "seen_ms": 9007199254740992}'):
+        await redis.hset(registry.KEY, "a", row)
+        assert await registry.publish(redis, old), "what is no daemon's, or was said long ago, fences nobody"
+
+
 async def test_a_forgotten_worker_is_out_at_once(redis: Redis) -> None:
     await registry.publish(redis, snapshot("a"))
     await registry.forget(redis, "a")

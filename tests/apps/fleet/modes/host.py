@@ -22,7 +22,6 @@ from tests.gpu_daemon.conftest import make_tiny
 from tests.services import ROOT, free_port
 
 TINY = "tiny"
-TOGETHER = [sys.executable, "-m", "tests.apps.fleet.modes.together"]
 LIGHT = [sys.executable, "-m", "tests.apps.fleet.modes.light"]
 
 
@@ -81,15 +80,17 @@ class SshHost:
         token.write_text(self.token)
         token.chmod(0o600)
         common = {"listen": "127.0.0.1", "models_dir": str(self.models), "run_dir": str(self.run_dir),
-                  "log_dir": str(self.folder / "log"), "token_file": str(token), "start_seconds": 25,
+                  "log_dir": str(self.folder / "log"), "token_file": str(token), "start_seconds": 25 if self.light else 60,
+                  "kv_handover": str(self.folder / "kv") * (not self.light),
                   "arguments": ["--threads", "1", "--device", "cpu", "--max-model-len", "512"]}  # fmt: skip
         lines = [f"{name} = {json.dumps(value)}" for name, value in common.items()]
         for place in range(self.workers):
             lines += ["[[individual]]", f'worker = "{self.name(place)}"', f"port = {self.ports[place]}"]
             lines += [f"launcher = {json.dumps(LIGHT)}"] * self.light
-        lines += ["[tensor_parallel]", f'worker = "{self.together}"', f"port = {self.ports[-1]}", ""]
+        lines += ["[tensor_parallel]", f'worker = "{self.together}"', f"port = {self.ports[-1]}", "ranks = 2"]
         self.config.write_text("\n".join(lines) + "\n")
-        self.together_by(*LIGHT, "tensor_parallel") if self.light else self.together_by(*TOGETHER)
+        if self.light:
+            self.together_by(*LIGHT, "tensor_parallel")
 
     def name(self, place: int) -> str:
         return f"{self.folder.name}-gpu{place}"

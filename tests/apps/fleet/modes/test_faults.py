@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(240)]
 def _impatient(monkeypatch) -> None:
     monkeypatch.setattr(keeper, "ABSENT_SECONDS", 1.0)
     monkeypatch.setattr(keeper, "REPAIR_SECONDS", 3.0)
-    monkeypatch.setattr(saga, "INSIST_SECONDS", 8.0)
+    monkeypatch.setattr(saga, "INSIST_SECONDS", 3.0)
     monkeypatch.setattr(settings, "ENV", settings.ENV.model_copy(update={"switch_drain_ms": 200}))
 
 

@@ -73,4 +73,4 @@ async def test_none_fails_and_every_token_is_the_one_it_would_have_been(redis: R
     assert [client.request_id for client, _ in done if client.tokens() != client.expected[0]] == []
     moved = max(pause for _, pause in done)
     print(f"{len(done)} requests, longest pause {moved:.2f} s")
-    assert moved > 0.05, "one of them was moved"
+    assert moved > 0.5, "some were moved, and waited until the old daemons had left"
