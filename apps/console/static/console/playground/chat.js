@@ -24,7 +24,7 @@ export class Chat extends Panel {
     });
     for (const name of ["temperature", "top_p"]) {
       const input = this.form.elements[name];
-      input.addEventListener("input", () => (input.previousElementSibling.textContent = input.value));
+      input.addEventListener("input", () => (input.nextElementSibling.textContent = input.value));
       input.dispatchEvent(new Event("input"));
     }
   }
