@@ -95,8 +95,8 @@ def tasks(caller: int, submit: pb.Submit, runner: TaskRunner) -> list[Task]:
     for choice in submit.choices:
         work = _WORK[submit.WhichOneof("work")](submit, choice)
         runner.check(work)
-        if not choice.done_units < units:
-            raise InvalidCommand("a choice has no units, or is complete already")
+        if not choice.done_units <= units or not units:  # denoised to the end, a picture is yet to be decoded
+            raise InvalidCommand("a choice has no units, or more done than it has")
         made.append(Task(caller, submit.request_id, submit.attempt, choice.index, work, units, choice.done_units, deadline))
     return made
 

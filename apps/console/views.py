@@ -21,6 +21,7 @@ from apps.accounts import quota
 from apps.accounts.auth import session_principal
 from apps.accounts.models import ApiKey, Limits, User
 from apps.accounts.services import api_key_create, api_key_revoke
+from apps.console.samples import SAMPLES
 from apps.core.errors import PermissionDenied, ServiceError
 from apps.core.redis import connect
 from apps.core.types import Principal
@@ -58,8 +59,8 @@ def playground(request: HttpRequest, principal: Principal) -> HttpResponse:
 @require_GET
 @_member
 def quickstart(request: HttpRequest, principal: Principal) -> HttpResponse:
-    base_url = request.build_absolute_uri("/v1")
-    return render(request, "console/quickstart.html", {"page": "quickstart", "base_url": base_url})
+    context = {"page": "quickstart", "base_url": request.build_absolute_uri("/v1"), "samples": SAMPLES}
+    return render(request, "console/quickstart.html", context)
 
 
 @require_GET

@@ -50,7 +50,7 @@ export async function cost(id) {
   if (!id) return "";
   try {
     const told = await (await ask(`/requests/${id}`)).json();
-    return `cost ${told.predicted_cost_ms.toLocaleString()} GPU-ms predicted`;
+    return `cost ${Math.round(told.predicted_cost_ms).toLocaleString()} GPU-ms predicted`;
   } catch {
     return "";
   }

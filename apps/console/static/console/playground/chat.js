@@ -24,7 +24,7 @@ export class Chat extends Panel {
     });
     for (const name of ["temperature", "top_p"]) {
       const input = this.form.elements[name];
-      input.addEventListener("input", () => (input.previousElementSibling.textContent = input.value));
+      input.addEventListener("input", () => (input.nextElementSibling.textContent = input.value));
       input.dispatchEvent(new Event("input"));
     }
   }
@@ -136,7 +136,8 @@ class Figures {
   line() {
     if (!this.first) return [];
     const tokens = this.#usage?.completion_tokens ?? this.#pieces;
-    const rate = tokens > 1 ? `${((tokens - 1) / Math.max((this.last - this.first) / 1000, 0.001)).toFixed(1)} tokens/s` : "";
+    const seconds = (this.last - this.first) / 1000;
+    const rate = seconds > 0.05 ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : ""; // what came at once has none
     const prompt = this.#usage ? `${this.#usage.prompt_tokens} in, ` : "";
     return [`${prompt}${tokens} tokens`, rate, `first token after ${duration(this.first - this.#started)}`];
   }

@@ -24,11 +24,7 @@ export class Images extends Panel {
   }
 
   async run(signal) {
-    const { seed } = this.form.elements;
-    const drawn = seed.value === "";
-    if (drawn) seed.value = Math.floor(Math.random() * 2 ** 31); // so that the same picture can be had again
-    const call = this.call();
-    if (drawn) seed.value = "";
+    const call = this.seeded(this.call());
     const batch = new Batch(call, this.badge(call.body.model));
     this.part("results").prepend(batch.element);
     const started = performance.now();

@@ -39,6 +39,11 @@ for (const [place, tab] of tabs.entries()) {
     next.click();
   });
 }
+// Settings are beside what they set, or, where there is no room for that, folded away.
+const narrow = matchMedia("(max-width: 820px)");
+const fold = () => document.querySelectorAll(".settings").forEach((settings) => (settings.open = !narrow.matches));
+narrow.addEventListener("change", fold);
+fold();
 window.addEventListener("hashchange", fromAddress);
 fromAddress();
 offerModels(Object.values(panels)).catch((error) => Object.values(panels).forEach((panel) => panel.problem(error)));

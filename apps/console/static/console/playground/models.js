@@ -4,9 +4,10 @@ import { make } from "./dom.js";
 
 const REFRESH_MS = 10_000;
 const STATES = {
-  ready: "ready", loading: "loading", not_loaded: "not loaded", no_weights: "no weights here", no_worker: "no worker is up",
+  loading: "loading", on_demand: "loads on demand", load_failed: "could not be loaded", not_loaded: "on no worker",
+  no_weights: "no weights here", no_worker: "no worker is up",
 };
-const USABLE = ["ready", "loading", "not_loaded"]; // in the order in which they are offered
+const USABLE = ["ready", "on_demand", "loading"]; // in the order in which they are offered
 
 // Keeps the panels' choices as the fleet is, for as long as the page is open.
 export async function offerModels(panels) {
@@ -20,12 +21,15 @@ export async function offerModels(panels) {
 
 function offer(panel, models) {
   const select = panel.form.elements.model;
+  const known = JSON.stringify(models);
+  if (select.dataset.known === known) return; // nobody's open list is closed for nothing
+  select.dataset.known = known;
   const rank = (model) => (USABLE.indexOf(model.state) + USABLE.length + 1) % (USABLE.length + 1);
   const sorted = [...models].sort((a, b) => rank(a) - rank(b));
   const chosen = select.value;
   select.replaceChildren(...sorted.map(option));
   if (sorted.some((model) => model.id === chosen)) select.value = chosen;
-  panel.part("missing").replaceChildren(...(sorted.some((model) => model.state === "ready") ? [] : missing(sorted)));
+  panel.part("missing").replaceChildren(...(["ready", "on_demand"].includes(sorted[0]?.state) ? [] : missing(sorted)));
   panel.offer(sorted);
 }
 
@@ -41,7 +45,8 @@ function missing([model]) {
   const code = (text) => make("code", {}, text);
   const said = {
     loading: () => [`${model.name} is loading and will be ready in a moment.`],
-    not_loaded: () => [`${model.name} is not loaded: either others load before it, or it is placed on no worker yet.`],
+    load_failed: () => [`${model.name} could not be loaded; the admin's list of placements says why.`],
+    not_loaded: () => [`${model.name} has weights here, and is on no worker yet: place it in the admin.`],
     no_worker: () => ["No worker is up. ", code("manage.py fleet list"), " shows what is known of them."],
     no_weights: () => ["No model of this kind has weights here. Start with ", code(`DEMO_MODELS=${model.id} make run`), "; or fetch them with ",
       code(`manage.py models pull ${model.id}`), ", or stand in a tiny test checkpoint with ", code(`manage.py models make-tiny ${model.id}`),

@@ -47,6 +47,11 @@ export class Panel {
     return Object.fromEntries(found.map(([name, input]) => [name, ["number", "range"].includes(input.type) ? Number(input.value) : input.value]));
   }
 
+  // A call with a seed drawn where none was given, so that what is made can be made again.
+  seeded(call) {
+    return { ...call, body: { ...call.body, seed: call.body.seed ?? Math.floor(Math.random() * 2 ** 31) } };
+  }
+
   part(name) {
     return this.form.querySelector(`[data-part=${name}]`);
   }

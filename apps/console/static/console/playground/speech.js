@@ -17,7 +17,7 @@ export class Speech extends Panel {
   constructor() {
     super("speech");
     const { speed } = this.form.elements;
-    speed.addEventListener("input", () => (speed.previousElementSibling.textContent = `${speed.value}×`));
+    speed.addEventListener("input", () => (speed.nextElementSibling.textContent = `${speed.value}×`));
     speed.dispatchEvent(new Event("input"));
   }
 

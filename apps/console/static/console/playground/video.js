@@ -37,7 +37,7 @@ export class Video extends Panel {
 
   async run(signal) {
     await this.#listed;
-    const call = this.call();
+    const call = this.seeded(this.call());
     const video = await (await ask(call.path, { method: "POST", body: call.body, signal })).json();
     this.#add(video, call);
   }
