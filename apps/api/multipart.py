@@ -38,6 +38,8 @@ async def read_form(request: HttpRequest) -> Form:
 
 
 def _read(request: HttpRequest) -> Form:
+    if "CONTENT_LENGTH" not in request.META:  # it came in chunks, which Django takes for an empty one
+        request.META["CONTENT_LENGTH"] = str(len(request.body))
     fields: dict[str, Any] = {}
     for name in request.POST:
         values = request.POST.getlist(name)

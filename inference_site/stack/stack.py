@@ -29,7 +29,7 @@ STORES, WORKERS, SITE = 1, 2, 3  # stages: started in this order, stopped in the
 
 
 class Stack:
-    """Starts everything that section 2 of the README's process table names; `stop` ends it. Raises StackError."""
+    """Starts everything that the README's table of processes names; `stop` ends it. Raises StackError."""
 
     def __init__(self) -> None:
         self._lock = preflight.lock(RUN)

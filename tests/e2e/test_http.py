@@ -142,3 +142,15 @@ def test_a_busy_port_is_one_clear_line(stack: RunningStack, tmp_path) -> None:
     assert second.returncode == 1
     assert "is not free" in second.stderr
     assert len(second.stderr.strip().splitlines()) == 1
+
+
+def test_a_form_may_come_in_chunks(stack: RunningStack) -> None:
+    """As the JavaScript SDK sends files."""
+    parts = [
+        b'--line\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n',
+        b'--line\r\nContent-Disposition: form-data; name="file"; filename="lines.jsonl"\r\n\r\n{}\r\n--line--\r\n',
+    ]
+    with stack.client() as client:
+        headers = {"Content-Type": "multipart/form-data; boundary=line"}
+        kept = client.post("/v1/files", content=iter(parts), headers=headers).json()
+        assert client.get(f"/v1/files/{kept['id']}/content").text == "{}"

@@ -277,7 +277,11 @@ def test_a_video_is_made_played_and_found_again(page: Page, studio: RunningStack
     page.reload()
     expect(page.locator("#video .job")).to_have_count(jobs)
     expect(page.locator("#video .job").first.locator("video")).to_be_visible()
-    run_both(page, opened(page, "Video"), studio, tmp_path)
+    video = opened(page, "Video")
+    video.get_by_label("Size").select_option("64x64")
+    video.get_by_label("Length").select_option("9")
+    video.get_by_label("Steps").fill("4")
+    run_both(page, video, studio, tmp_path)
     assert (tmp_path / "video.mp4").read_bytes()[4:8] == b"ftyp"
 
 
