@@ -28,10 +28,17 @@ UNFOLD: dict[str, Any] = {
         "show_search": False,
         "navigation": [
             {
+                "title": "Now",
+                "items": [
+                    _link("Placement board", "grid_view", "board"),
+                    _link("Quotas", "data_usage", "quotas"),
+                ],
+            },
+            {
                 "title": "Accounts",
                 "items": [
                     _link("Organizations", "domain", "admin:accounts_organization_changelist"),
-                    _link("Plans and quotas", "speed", "admin:accounts_plan_changelist"),
+                    _link("Plans", "speed", "admin:accounts_plan_changelist"),
                     _link("API keys", "key", "admin:accounts_apikey_changelist"),
                     _link("Users", "person", "admin:accounts_user_changelist"),
                     _link("Usage", "bar_chart", "admin:accounts_usageday_changelist"),
@@ -45,7 +52,7 @@ UNFOLD: dict[str, Any] = {
                     _link("Hosts", "dns", "admin:fleet_host_changelist"),
                     _link("Workers", "memory", "admin:fleet_worker_changelist"),
                     _link("GPUs", "developer_board", "admin:fleet_gpu_changelist"),
-                    _link("Placements", "grid_view", "admin:fleet_placement_changelist"),
+                    _link("Placements", "pin_drop", "admin:fleet_placement_changelist"),
                     _link("Cost models", "calculate", "costs"),
                 ],
             },

@@ -12,8 +12,8 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 
 from apps.accounts.models import SCOPES, ApiKey, Limits, Organization, Plan, UsageDay, User
-from apps.accounts.services import api_key_create, api_key_revoke, audit
-from apps.core.rest import ById, StrictSerializer
+from apps.accounts.services import api_key_create, api_key_revoke
+from apps.core.rest import Audited, ById, StrictSerializer
 
 
 class PlanSerializer(StrictSerializer):
@@ -75,27 +75,6 @@ class UsageSerializer(serializers.ModelSerializer[UsageDay]):
     class Meta:
         model = UsageDay
         fields = ("organization", "key_id", "model", "day", "requests", "prompt_tokens", "completion_tokens")
-
-
-class Audited(viewsets.ModelViewSet[Any]):
-    """Create, read, update, delete, each change with an audit row."""
-
-    pagination_class = ById
-
-    def perform_create(self, serializer: Any) -> None:
-        super().perform_create(serializer)
-        self._audit("created", serializer.instance)
-
-    def perform_update(self, serializer: Any) -> None:
-        super().perform_update(serializer)
-        self._audit("changed", serializer.instance)
-
-    def perform_destroy(self, instance: Any) -> None:
-        self._audit("deleted", instance)
-        super().perform_destroy(instance)
-
-    def _audit(self, what: str, instance: Any) -> None:
-        audit(str(self.request.user), f"{type(instance).__name__.lower()} {what}", instance)
 
 
 class PlanViewSet(Audited):

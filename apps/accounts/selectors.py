@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, date, datetime, timedelta
 
-from apps.accounts.models import ApiKey, Organization
+from django.db.models import F, Sum
+
+from apps.accounts.models import ApiKey, Organization, UsageDay
 from apps.core.database import in_database
 from apps.core.types import Principal
 
@@ -31,3 +34,26 @@ async def credential(principal: Principal) -> Credential:
         return Credential(key.name, key.organization.name, key.prefix, int(key.created_at.timestamp()), expires)
 
     return await in_database(read)
+
+
+@dataclass(frozen=True, slots=True)
+class DayUse:
+    """What an organization used on one UTC day."""
+
+    day: date
+    requests: int
+    tokens: int
+
+
+def usage_by_day(organization: Organization, days: int) -> list[DayUse]:
+    """The last `days`, the oldest first; also those without use."""
+    today = datetime.now(UTC).date()
+    rows = (
+        UsageDay.objects.filter(organization=organization, day__gt=today - timedelta(days=days)).values("day").order_by("day")
+    )
+    used = {
+        row["day"]: DayUse(row["day"], row["n"], row["tokens"])
+        for row in rows.annotate(n=Sum("requests"), tokens=Sum(F("prompt_tokens") + F("completion_tokens")))
+    }
+    all_days = (today - timedelta(days=back) for back in reversed(range(days)))
+    return [used.get(day, DayUse(day, 0, 0)) for day in all_days]

@@ -13,9 +13,9 @@ from django.db.models import F
 from django.utils import timezone
 
 from apps.accounts.auth import digest
-from apps.accounts.models import SCOPES, ApiKey, AuditLog, LedgerCursor, Organization, Plan, UsageDay, User
+from apps.accounts.models import SCOPES, ApiKey, AuditLog, LedgerCursor, Limits, Organization, Plan, UsageDay, User
 from apps.core.errors import InvalidRequest
-from apps.core.types import Priority
+from apps.core.types import Priority, QuotaLimits
 
 PREFIX_LENGTH = 10
 DEFAULT_PLAN = "standard"
@@ -35,6 +35,27 @@ def organization_create(*, name: str, actor: str, plan: Plan | None = None) -> O
     organization.save()
     audit(actor, "organization created", organization)
     return organization
+
+
+@transaction.atomic
+def organization_limit(*, organization: Organization, plan: Plan, limits: QuotaLimits, actor: str) -> None:
+    """Gives it another plan, and limits of its own; None is the plan's. The audit row says what was and is. Raises
+    ValidationError."""
+    row = Organization.objects.select_for_update().select_related("plan").get(pk=organization.pk)
+    before = {"plan": row.plan, **{name: getattr(row, name) for name in Limits.FIELDS}}
+    after = {"plan": plan, **{name: getattr(limits, name) for name in Limits.FIELDS}}
+    changed = [f"{name} {_word(before[name])} -> {_word(after[name])}" for name in after if before[name] != after[name]]
+    if not changed:
+        return
+    for name, value in after.items():
+        setattr(row, name, value)
+    row.full_clean()
+    row.save()
+    audit(actor, "organization limited", f"{row}: {', '.join(changed)}")
+
+
+def _word(value: object) -> str:
+    return "plan's" if value is None else str(value)
 
 
 @transaction.atomic

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import timedelta
 from functools import wraps
 from typing import Any
 
 from asgiref.sync import async_to_sync
 from django.conf import settings
-from django.contrib import admin
 from django.contrib.auth.decorators import login_required
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, JsonResponse
 from django.shortcuts import redirect, render
@@ -19,16 +18,15 @@ from redis.asyncio import Redis
 
 from apps.accounts import quota
 from apps.accounts.auth import session_principal
-from apps.accounts.models import ApiKey, Limits, User
+from apps.accounts.models import ApiKey, User
 from apps.accounts.services import api_key_create, api_key_revoke
+from apps.console.ask import bars, with_redis
 from apps.console.samples import SAMPLES
 from apps.core.errors import PermissionDenied, ServiceError
-from apps.core.redis import connect
 from apps.core.types import Principal
 from apps.fleet import registry
 from apps.metrics.selectors import dashboard as metrics_dashboard
 from apps.scheduler import services
-from apps.scheduler.costs import every as cost_models
 
 TABS = ("chat", "speech", "images", "video", "transcribe", "embeddings")
 WINDOWS = {"15 minutes": 900, "1 hour": 3600, "24 hours": 86400, "7 days": 604800}
@@ -70,17 +68,6 @@ def timeline(request: HttpRequest, principal: Principal) -> HttpResponse:
 
 
 @require_GET
-def costs(request: HttpRequest) -> HttpResponse:
-    """The fitted cost models and how well they predict; a page of the admin."""
-    found = async_to_sync(_with_redis)(cost_models)
-    rows = [
-        {"model": model, "device": device, "fit": fit, "error_percent": 100 * fit.error if fit else None}
-        for (model, device), fit in found.items()
-    ]
-    return render(request, "admin/costs.html", {**admin.site.each_context(request), "title": "Cost models", "costs": rows})
-
-
-@require_GET
 @_member
 def dashboard(request: HttpRequest, principal: Principal) -> HttpResponse:
     return render(request, "console/dashboard.html", {"page": "dashboard", "windows": WINDOWS})
@@ -105,28 +92,22 @@ async def _gather(window: int, org_id: str) -> dict[str, Any]:
         return {"workers": [dataclasses.asdict(worker) for worker in workers], "load": await services.load()}
 
     try:
-        return {**history, **await _with_redis(live)}
+        return {**history, **await with_redis(live)}
     except ServiceError as error:
         return {**history, "workers": [], "load": {"lanes": {}, "dispatchers": 0}, "problem": error.message}
-
-
-async def _with_redis(ask: Callable[[Redis], Awaitable[Any]]) -> Any:
-    """A client of this call's own: synchronous views run each on a loop that ends with them."""
-    async with connect(settings.ENV.redis_url) as redis:
-        return await ask(redis)
 
 
 @require_http_methods(["GET", "POST"])
 @_member
 def keys(request: HttpRequest, principal: Principal) -> HttpResponse:
     secret = _create_key(request, principal) if request.method == "POST" else None
-    use = async_to_sync(_with_redis)(lambda redis: quota.use(redis, principal))
+    use = async_to_sync(with_redis)(lambda redis: quota.use(redis, principal))
     found = ApiKey.objects.filter(organization_id=principal.org_id)
     context = {
         "page": "keys",
         "keys": found,
         "secret": secret,
-        "bars": _bars(use),
+        "bars": bars(use),
         "organization": _organization(request),
     }
     return render(request, "console/keys.html", context)
@@ -147,19 +128,6 @@ def _create_key(request: HttpRequest, principal: Principal) -> str:
 
 def _organization(request: HttpRequest) -> Any:
     return User.objects.select_related("organization").get(username=request.user.get_username()).organization
-
-
-def _bars(use: quota.QuotaUse) -> list[dict[str, Any]]:
-    """Use beside limit, for each of the five."""
-    return [
-        {
-            "name": name.replace("_", " "),
-            "used": getattr(use, name),
-            "limit": (limit := getattr(use.limits, name)),
-            "percent": min(100, round(100 * getattr(use, name) / limit)) if limit else 0,
-        }
-        for name in Limits.FIELDS
-    ]
 
 
 @require_POST

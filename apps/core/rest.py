@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rest_framework import serializers
+from rest_framework import serializers, viewsets
 from rest_framework.pagination import CursorPagination
+
+from apps.core.audit import audit
 
 
 class StrictSerializer(serializers.ModelSerializer[Any]):
@@ -23,3 +25,24 @@ class ById(CursorPagination):
     """Newest first, by a cursor: no page shifts while rows are added."""
 
     ordering = "-id"
+
+
+class Audited(viewsets.ModelViewSet[Any]):
+    """Create, read, update, delete, each change with an audit row."""
+
+    pagination_class = ById
+
+    def perform_create(self, serializer: Any) -> None:
+        super().perform_create(serializer)
+        self._audit("created", serializer.instance)
+
+    def perform_update(self, serializer: Any) -> None:
+        super().perform_update(serializer)
+        self._audit("changed", serializer.instance)
+
+    def perform_destroy(self, instance: Any) -> None:
+        self._audit("deleted", instance)
+        super().perform_destroy(instance)
+
+    def _audit(self, what: str, instance: Any) -> None:
+        audit(str(self.request.user), f"{type(instance).__name__.lower()} {what}", instance)

@@ -137,7 +137,8 @@ class Controller:
         heard = {name: watch.snapshot for name, watch in watches.items() if watch.snapshot is not None}
         ready = [(name, r.folder) for name, snapshot in heard.items() for r in snapshot.models if r.state == "ready"]
         since = self._ready.mark(ready, now)
-        served = {r.model for snapshot in heard.values() for r in snapshot.models if r.state == "ready"}
+        open_ones = [snapshot for snapshot in heard.values() if not snapshot.draining]
+        served = {r.model for snapshot in open_ones for r in snapshot.models if r.state == "ready"}
         starving = self._starving.mark([model for model in waiting if model not in served], now)
         demand = {model: Demand(count, starving.get(model, 0)) for model, count in waiting.items()}
         sites = [

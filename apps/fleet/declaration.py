@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from django.conf import settings
 from django.core.exceptions import ValidationError
@@ -13,17 +13,22 @@ from pydantic import Field
 
 from apps.core.declared import Entry, Section, Wanted
 from apps.core.errors import InvalidRequest
-from apps.core.types import ResidentModel, WorkerSnapshot
-from apps.fleet.manager import Planner
-from apps.fleet.models import Host, Model, Placement, Worker
-from apps.fleet.planning import Policy, Rules, Site
-
-MOST_ROUNDS = 100
+from apps.core.types import WorkerSnapshot
+from apps.fleet.foresight import foresee
+from apps.fleet.models import Host, Mode, Model, Placement, Worker
+from apps.fleet.planning import Policy
 
 
 class HostEntry(Entry):
+    """How the host is reached, and whether the site runs its daemons. Its mode of the moment is the mode switch's."""
+
     name: str
     address: str
+    managed: bool = False
+    ssh_user: str = "inference"
+    ssh_port: int = Field(22, ge=1, le=65535)
+    ssh_host_key: str = ""
+    may_switch_itself: bool = False
 
 
 class ModelEntry(Entry):
@@ -38,7 +43,9 @@ class WorkerEntry(Entry):
     name: str
     host: str
     address: str
+    mode: Literal["individual", "tensor_parallel"] = "individual"
     enabled: bool = True
+    draining: bool = False
 
 
 class PlacementEntry(Entry):
@@ -71,7 +78,10 @@ def _named(kind: type[Any], name: str) -> Any:
 
 def _write_host(entry: HostEntry) -> None:
     host = Host.objects.filter(name=entry.name).first() or Host(name=entry.name)
-    host.address = entry.address
+    host.address, host.is_managed, host.may_switch_itself = entry.address, entry.managed, entry.may_switch_itself
+    host.ssh_user, host.ssh_port, host.ssh_host_key = entry.ssh_user, entry.ssh_port, entry.ssh_host_key
+    if entry.managed and not entry.ssh_host_key:
+        raise InvalidRequest("ssh_host_key: a managed host is known by its key")
     _save(host)
 
 
@@ -84,7 +94,8 @@ def _write_model(entry: ModelEntry) -> None:
 
 def _write_worker(entry: WorkerEntry) -> None:
     worker = Worker.objects.filter(name=entry.name).first() or Worker(name=entry.name)
-    worker.host, worker.address, worker.is_enabled = _named(Host, entry.host), entry.address, entry.enabled
+    worker.host, worker.address, worker.mode = _named(Host, entry.host), entry.address, Mode(entry.mode)
+    worker.is_enabled, worker.is_draining = entry.enabled, entry.draining
     _save(worker)
 
 
@@ -103,23 +114,31 @@ def _read_placements() -> list[PlacementEntry]:
     return [PlacementEntry(worker=p.worker.name, model=p.model.name, pinned=p.is_pinned) for p in rows]
 
 
+def _read_hosts() -> list[HostEntry]:
+    return [
+        HostEntry(name=h.name, address=h.address, managed=h.is_managed, ssh_user=h.ssh_user, ssh_port=h.ssh_port,
+                  ssh_host_key=h.ssh_host_key, may_switch_itself=h.may_switch_itself)
+        for h in Host.objects.order_by("name")
+    ]  # fmt: skip
+
+
+def _read_workers() -> list[WorkerEntry]:
+    return [
+        WorkerEntry.model_validate({"name": w.name, "host": w.host.name, "address": w.address, "mode": str(w.mode),
+                                    "enabled": w.is_enabled, "draining": w.is_draining})
+        for w in Worker.objects.select_related("host").order_by("name")
+    ]  # fmt: skip
+
+
 SECTIONS = (
-    Section(
-        "hosts", HostEntry, lambda: [HostEntry(name=h.name, address=h.address) for h in Host.objects.order_by("name")],
-        _write_host, lambda name: _delete(Host, name),
-    ),
+    Section("hosts", HostEntry, _read_hosts, _write_host, lambda name: _delete(Host, name)),
     Section(
         "models", ModelEntry,
         lambda: [ModelEntry(name=m.name, enabled=m.is_enabled, engine=m.engine, revision=m.revision,
                             idle_unload_seconds=m.idle_unload_seconds) for m in Model.objects.order_by("name")],
         _write_model, may_add=False,
     ),
-    Section(
-        "workers", WorkerEntry,
-        lambda: [WorkerEntry(name=w.name, host=w.host.name, address=w.address, enabled=w.is_enabled)
-                 for w in Worker.objects.select_related("host").order_by("name")],
-        _write_worker, lambda name: _delete(Worker, name),
-    ),
+    Section("workers", WorkerEntry, _read_workers, _write_worker, lambda name: _delete(Worker, name)),
     Section("placements", PlacementEntry, _read_placements, _write_placement, _remove_placement),
 )  # fmt: skip
 
@@ -135,13 +154,13 @@ def effect(wanted: Wanted, alive: Iterable[WorkerSnapshot]) -> list[str]:
     """What the workers that are alive would load and unload, in the manager's own words, and what would not fit."""
     policies = {entry.name: _policy(entry) for entry in _typed(wanted["models"], ModelEntry) if entry.enabled}
     placements = _typed(wanted["placements"], PlacementEntry)
-    enabled = {entry.name for entry in _typed(wanted["workers"], WorkerEntry) if entry.enabled}
+    workers = {entry.name: entry for entry in _typed(wanted["workers"], WorkerEntry) if entry.enabled}
     lines = []
     for snapshot in alive:
-        if snapshot.worker_id in enabled:
+        if snapshot.worker_id in workers:
             placed = {entry.model: entry.pinned for entry in placements if entry.worker == snapshot.worker_id}
-            lines += _steps(Site(snapshot, placed, ready_since_ms=_long_ago(snapshot)), policies)
-    unheard = enabled - {snapshot.worker_id for snapshot in alive}
+            lines += _lines(replace(snapshot, draining=workers[snapshot.worker_id].draining), placed, policies)
+    unheard = workers.keys() - {snapshot.worker_id for snapshot in alive}
     return [*lines, *(f"{name}: not heard; what it will do is unknown" for name in sorted(unheard))]
 
 
@@ -154,35 +173,10 @@ def _policy(entry: ModelEntry) -> Policy:
     return Policy(entry.name, entry.engine, entry.revision, settings.ENV.model_idle_seconds if own is None else own)
 
 
-def _long_ago(snapshot: WorkerSnapshot) -> dict[str, int]:
-    return {resident.folder: 0 for resident in snapshot.models}
-
-
-def _steps(site: Site, policies: Mapping[str, Policy]) -> list[str]:
-    """The manager's plans, each carried out on paper, until there is nothing left to do."""
+def _lines(snapshot: WorkerSnapshot, placed: Mapping[str, bool], policies: Mapping[str, Policy]) -> list[str]:
+    name, foreseen = snapshot.worker_id, foresee(snapshot, placed, policies)
     lines: list[str] = []
-    for _ in range(MOST_ROUNDS):
-        plan = Planner(2**40, [site], policies, {}, Rules()).plan()
-        if not plan.actions:
-            break
-        action = plan.actions[0]
-        lines += [f"{site.name}: unloads {folder} ({action.reason})" for folder in action.evict]
-        lines += [f"{site.name}: loads {action.load} ({action.reason})"] * bool(action.load)
-        site = _done(site, action.load, action.engine, action.evict)
-    for model in site.placed:
-        if model in policies and not site.serves(model):
-            why = plan.refused[site.name].get(model) or "there is no room for it beside the others"
-            lines.append(f"{site.name}: {model} does not fit: {why}")
-    return lines
-
-
-def _done(site: Site, load: str, engine: str, evict: Sequence[str]) -> Site:
-    folder = site.folder(load)
-    need = folder.need_bytes if folder is not None else 0
-    model, _, revision = load.partition("@")
-    stay = [resident for resident in site.snapshot.models if resident.folder not in evict and resident.folder != load]
-    loaded = [ResidentModel(model, "ready", revision=revision, engine=engine, resident_bytes=need)] if load else []
-    models = (*stay, *loaded)
-    reserved = sum(resident.resident_bytes for resident in models)
-    snapshot = replace(site.snapshot, models=models, memory_reserved_bytes=reserved)
-    return replace(site, snapshot=snapshot, ready_since_ms=_long_ago(snapshot))
+    for action in foreseen.actions:
+        lines += [f"{name}: unloads {folder} ({action.reason})" for folder in action.evict]
+        lines += [f"{name}: loads {action.load} ({action.reason})"] * bool(action.load)
+    return [*lines, *(f"{name}: {model} does not fit: {why}" for model, why in foreseen.missing.items())]

@@ -5,7 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from django.utils import timezone
 
 from apps.core.errors import ServiceError
 from apps.core.tasks import end
@@ -25,10 +29,22 @@ class _Failure:
     text: str
 
 
-class Loader:
-    """`act` never blocks. `ended_at` is when the latest action was over, by time.monotonic()."""
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """An action that has ended, for the record; `error` is empty when it did what it should."""
 
-    def __init__(self) -> None:
+    action: Action
+    asleep: bool  # what was loaded came from host memory
+    started_at: datetime
+    error: str = ""
+    ended_at: datetime = field(default_factory=timezone.now)
+
+
+class Loader:
+    """`act` never blocks. `ended_at` is when the latest action was over, by time.monotonic(); `tell` hears of each."""
+
+    def __init__(self, tell: Callable[[Moved], None]) -> None:
+        self._tell = tell
         self.action: Action | None = None
         self.ended_at = 0.0
         self._task: asyncio.Task[None] | None = None
@@ -44,12 +60,14 @@ class Loader:
         now = time.monotonic()
         return {folder: failure.text for folder, failure in self._failures.items() if now < failure.until}
 
-    def act(self, client: DaemonClient, epoch: int, action: Action) -> None:
+    def act(self, client: DaemonClient, epoch: int, action: Action, *, asleep: bool) -> None:
         """Begins an action. Only while no other is under way."""
         self.action = action
-        self._task = asyncio.create_task(self._act(client, epoch, action), name=f"{action.worker}: {action.load or 'unload'}")
+        work = self._act(client, epoch, action, asleep)
+        self._task = asyncio.create_task(work, name=f"{action.worker}: {action.load or 'unload'}")
 
-    async def _act(self, client: DaemonClient, epoch: int, action: Action) -> None:
+    async def _act(self, client: DaemonClient, epoch: int, action: Action, asleep: bool) -> None:
+        started = timezone.now()
         _LOG.info("%s: loading %r, evicting %r: %s", action.worker, action.load, action.evict, action.reason)
         try:
             for folder in action.evict:
@@ -58,10 +76,12 @@ class Loader:
                 async for _ in client.load_model(action.load, epoch, action.engine):
                     continue  # the worker's status tells how far it is
                 self._failures.pop(action.load, None)
+            self._tell(Moved(action, asleep, started))
         except ServiceError as error:
             _LOG.warning("%r on %s failed: %s", action.load or action.evict, action.worker, error)
             if action.load:
                 self._failures[action.load] = self._failed(action.load, str(error))
+            self._tell(Moved(action, asleep, started, str(error)))
         finally:
             self.ended_at = time.monotonic()
 

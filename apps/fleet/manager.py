@@ -33,7 +33,9 @@ class Planner:
         plan = Plan()
         for site in self._sites:
             plan.loadable[site.name], plan.refused[site.name] = self._verdicts(site)
-            action = None if site.busy else self._replace(site) or self._wish(site) or self._idle(site)
+            action = None if site.moves else self._dismiss(site)
+            if action is None and not site.busy:
+                action = self._replace(site) or self._wish(site) or self._idle(site)
             if action is not None:
                 plan.actions.append(action)
         taken = {action.worker for action in plan.actions}
@@ -75,6 +77,18 @@ class Planner:
         return None if folder.need_bytes <= most else f"needs {_mib(folder.need_bytes)}, {_mib(most)} can be made free"
 
     # --- Reasons to act ---
+
+    def _dismiss(self, site: Site) -> Action | None:
+        """What an operator wants gone, also from a worker that drains. Requests may have it loaded again."""
+        for resident in site.snapshot.models:
+            model, to_move = resident.model, site.unwanted.get(resident.model)
+            if to_move is None or resident.state != "ready" or model in site.placed:
+                continue
+            others = (other for other in self._sites if other is not site and not other.snapshot.draining)
+            if not to_move or any(other.serves(model) for other in others):
+                reason = "moved to another worker" if to_move else "an operator wants it gone"
+                return Action(site.name, evict=(resident.folder,), reason=reason)
+        return None
 
     def _replace(self, site: Site) -> Action | None:
         """A model that is here under another engine, or in another revision, goes over; requests it runs finish first."""
@@ -147,7 +161,7 @@ class Planner:
         """A load on the best worker: without evicting, then from host memory, then where most is free."""
         policy = self._policies[model]
         if any(resident.model == model and resident.state in ("ready", "loading")
-               for site in self._sites for resident in site.snapshot.models):  # fmt: skip
+               for site in self._sites if not site.snapshot.draining for resident in site.snapshot.models):  # fmt: skip
             return None
         found = []
         for site in sites:

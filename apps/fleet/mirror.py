@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeAlias
 
-from django.db import Error
+from django.db import Error, transaction
 from django.db.models import F
 from django.utils import timezone
 
 from apps.core.database import in_database
-from apps.fleet.models import Gpu, Model, Placement, Worker
+from apps.fleet.loading import Moved
+from apps.fleet.models import Gpu, Model, Movement, Placement, UnloadWish, Worker
 
 WRITE_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 MAX_BYTES = 2**63 - 1  # a bigint's
+MAX_MOVES = 1000  # that wait for Postgres
+KEEP_MOVES = timedelta(days=30)
 _LOG = logging.getLogger(__name__)
 
 
@@ -52,6 +58,7 @@ class Mirror:
         self._worker_id = worker_id
         self._wanted: dict[str | int, Value] = {}
         self._written: dict[str | int, Value] = {}
+        self._moves: deque[Moved] = deque(maxlen=MAX_MOVES)
         self._changed = asyncio.Event()
 
     def status(self, text: str) -> bool:
@@ -73,6 +80,11 @@ class Mirror:
     def placement(self, placement_id: int, state: str) -> None:
         self._want(placement_id, state[:200])
 
+    def moved(self, moved: Moved) -> None:
+        """An action has ended."""
+        self._moves.append(moved)
+        self._changed.set()
+
     def _want(self, key: str | int, value: Value) -> None:
         self._wanted[key] = value
         if self._written.get(key) != value:
@@ -88,17 +100,20 @@ class Mirror:
 
     async def _write(self) -> bool:
         news = {key: value for key, value in self._wanted.items() if self._written.get(key) != value}
+        moves = list(self._moves)
         try:
-            await in_database(lambda: _save(self._worker_id, news))
+            await in_database(lambda: _save(self._worker_id, news, moves))
         except Error as error:
             _LOG.warning("the record of worker %s waits: %s", self._worker_id, type(error).__name__)
             self._changed.set()
             return False
         self._written.update(news)
+        self._moves = deque((moved for moved in self._moves if moved not in moves), MAX_MOVES)
         return True
 
 
-def _save(worker_id: int, news: dict[str | int, Value]) -> None:
+@transaction.atomic
+def _save(worker_id: int, news: dict[str | int, Value], moves: Sequence[Moved]) -> None:
     """A row that was deleted meanwhile takes no update, which is right."""
     worker = Worker.objects.filter(pk=worker_id)
     for key, value in news.items():
@@ -110,6 +125,22 @@ def _save(worker_id: int, news: dict[str | int, Value]) -> None:
             Model.objects.filter(name=key, measured_bytes__lt=value.memory_bytes).update(measured_bytes=value.memory_bytes)
         else:
             Placement.objects.filter(pk=key).update(state=value)
+    if moves and worker.exists():
+        _save_moves(worker_id, moves)
+
+
+def _save_moves(worker_id: int, moves: Sequence[Moved]) -> None:
+    """Wishes to unload what has left are fulfilled. Old movements are forgotten."""
+    for moved in moves:
+        action = moved.action
+        Movement.objects.create(
+            worker_id=worker_id, loaded=action.load, evicted=" ".join(action.evict)[:500], reason=action.reason[:200],
+            from_host_memory=moved.asleep, started_at=moved.started_at, ended_at=moved.ended_at, error=moved.error[:200],
+        )  # fmt: skip
+        if not moved.error and action.evict:
+            gone = {folder.partition("@")[0] for folder in action.evict}
+            UnloadWish.objects.filter(worker_id=worker_id, model__name__in=gone).delete()
+    Movement.objects.filter(worker_id=worker_id, ended_at__lt=timezone.now() - KEEP_MOVES).delete()
 
 
 def _alive(status: str) -> bool:

@@ -145,7 +145,8 @@ class Worker(models.Model):
     mode = models.CharField(
         max_length=20, choices=Mode.choices, default=Mode.INDIVIDUAL, help_text="In which mode of a managed host it runs."
     )
-    is_enabled = models.BooleanField(default=True, help_text="A disabled worker is given no requests.")
+    is_enabled = models.BooleanField(default=True, help_text="A disabled worker is let go of; what it runs moves elsewhere.")
+    is_draining = models.BooleanField(default=False, help_text="It is given nothing more; what it runs ends there in peace.")
     status = models.CharField(max_length=200, default="never seen", editable=False)
     seen_at = models.DateTimeField(null=True, editable=False)
 
@@ -170,6 +171,43 @@ class Placement(models.Model):
 
     def __str__(self) -> str:
         return f"{self.model} on {self.worker}"
+
+
+class UnloadWish(models.Model):
+    """The wish that a worker let go of a model, this once; the controller deletes it when that is done. With
+    `once_elsewhere` not before another worker serves the model."""
+
+    model = models.ForeignKey(Model, on_delete=models.CASCADE, related_name="unload_wishes")
+    worker = models.ForeignKey(Worker, on_delete=models.CASCADE, related_name="unload_wishes")
+    once_elsewhere = models.BooleanField(default=False)
+    asked_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        ordering = ("pk",)
+        constraints = [models.UniqueConstraint(fields=["model", "worker"], name="one_unload_wish")]
+
+    def __str__(self) -> str:
+        return f"{self.model} off {self.worker}"
+
+
+class Movement(models.Model):
+    """What a worker was had to do, as it ended: unload `evicted`, then load `loaded`; either may be nothing. Folders."""
+
+    worker = models.ForeignKey(Worker, on_delete=models.CASCADE, related_name="movements")
+    loaded = models.CharField(max_length=150, blank=True)
+    evicted = models.CharField(max_length=500, blank=True, help_text="Separated by blanks.")
+    reason = models.CharField(max_length=200)
+    from_host_memory = models.BooleanField(default=False)
+    started_at = models.DateTimeField()
+    ended_at = models.DateTimeField(default=timezone.now)
+    error = models.CharField(max_length=200, blank=True)
+
+    class Meta:
+        ordering = ("-pk",)
+        indexes = [models.Index(fields=["loaded", "worker"])]
+
+    def __str__(self) -> str:
+        return f"{self.worker}: {self.loaded or 'nothing'} for {self.evicted or 'nothing'}"
 
 
 class SwitchState(models.TextChoices):

@@ -33,13 +33,15 @@ class Demand:
 @dataclass(frozen=True, slots=True)
 class Site:
     """One worker as the manager sees it. `placed` are models, True for pinned; `failing` are folders whose load failed and
-    is not to be tried yet, with why; `ready_since_ms` is of each resident folder."""
+    is not to be tried yet, with why; `ready_since_ms` is of each resident folder; `unwanted` are models that an operator wants
+    gone, True for only once another worker serves them."""
 
     snapshot: WorkerSnapshot
     placed: Mapping[str, bool] = field(default_factory=dict)
     failing: Mapping[str, str] = field(default_factory=dict)
     ready_since_ms: Mapping[str, int] = field(default_factory=dict)
     acting: bool = False
+    unwanted: Mapping[str, bool] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -10,9 +10,10 @@ from rest_framework.decorators import action
 from rest_framework.request import Request
 from rest_framework.response import Response
 
-from apps.core.rest import ById, StrictSerializer
+from apps.core.rest import Audited, ById, StrictSerializer
 from apps.fleet.models import Gpu, Host, Mode, Model, ModeSwitch, ModeSwitchStep, Placement, Worker
 from apps.fleet.modes.services import SwitchPlan, switch_plan, switch_request
+from apps.fleet.placing import Placing
 
 
 class ModelSerializer(StrictSerializer):
@@ -85,7 +86,7 @@ class WorkerSerializer(StrictSerializer):
 
     class Meta:
         model = Worker
-        fields = ("id", "name", "host", "address", "mode", "is_enabled", "status", "seen_at")
+        fields = ("id", "name", "host", "address", "mode", "is_enabled", "is_draining", "status", "seen_at")
 
 
 class PlacementSerializer(StrictSerializer):
@@ -97,18 +98,14 @@ class PlacementSerializer(StrictSerializer):
         fields = ("id", "model", "worker", "is_pinned", "state")
 
 
-class Managed(viewsets.ModelViewSet[Any]):
-    pagination_class = ById
-
-
-class ModelViewSet(Managed):
+class ModelViewSet(Audited):
     """The catalogue."""
 
     queryset = Model.objects.all()
     serializer_class = ModelSerializer
 
 
-class HostViewSet(Managed):
+class HostViewSet(Audited):
     """Machines with workers."""
 
     queryset = Host.objects.prefetch_related("gpus")
@@ -135,14 +132,14 @@ class SwitchViewSet(viewsets.ReadOnlyModelViewSet[ModeSwitch]):
     pagination_class = ById
 
 
-class WorkerViewSet(Managed):
+class WorkerViewSet(Placing, Audited):
     """Daemons. Added and removed while serving."""
 
     queryset = Worker.objects.select_related("host")
     serializer_class = WorkerSerializer
 
 
-class PlacementViewSet(Managed):
+class PlacementViewSet(Audited):
     """Which worker should hold which model."""
 
     queryset = Placement.objects.select_related("model", "worker")

@@ -100,9 +100,19 @@ class PlacedModel:
 
 
 @dataclass(frozen=True, slots=True)
+class Unwanted:
+    """One UnloadWish: the row, the model's name, and whether it is to be served elsewhere first."""
+
+    id: int
+    model: str
+    once_elsewhere: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Assignment:
     """What the controller is to do about one enabled worker. A daemon of another epoch than `epoch` is none of ours; None is
-    any. A cordoned one is heard and gets nothing: requests for what is placed on it wait."""
+    any. A cordoned one is heard and gets nothing: requests for what is placed on it wait. A draining one gets nothing either,
+    and others may load what it has."""
 
     worker_id: int
     name: str
@@ -111,6 +121,8 @@ class Assignment:
     placements: tuple[PlacedModel, ...]
     epoch: int | None = None
     cordoned: bool = False
+    draining: bool = False
+    unwanted: tuple[Unwanted, ...] = ()
 
     def same_worker(self, other: Assignment) -> bool:
         """Whether only what is placed differs, if anything."""
@@ -122,7 +134,8 @@ def assignments() -> dict[int, Assignment]:
 
     Of a managed host, those of its mode; before a switch hands over also those of the new one, which are cordoned.
     """
-    workers = Worker.objects.filter(is_enabled=True).select_related("host").prefetch_related("placements__model")
+    workers = Worker.objects.filter(is_enabled=True).select_related("host")
+    workers = workers.prefetch_related("placements__model", "unload_wishes__model")
     switches = {switch.host_id: switch for switch in ModeSwitch.objects.filter(ended_at=None)}
     found = {worker.pk: _assignment(worker, switches.get(worker.host_id)) for worker in workers}
     return {pk: assignment for pk, assignment in found.items() if assignment is not None}
@@ -139,7 +152,9 @@ def _policy(model: Model) -> Policy:
 
 
 def _assignment(worker: Worker, switch: ModeSwitch | None) -> Assignment | None:
-    assignment, host = assignment_of(worker), worker.host
+    unwanted = tuple(Unwanted(w.pk, w.model.name, w.once_elsewhere) for w in worker.unload_wishes.all())
+    assignment = replace(assignment_of(worker), draining=worker.is_draining, unwanted=unwanted)
+    host = worker.host
     if not host.is_managed:
         return assignment
     if worker.mode == host.mode:

@@ -7,8 +7,9 @@ from typing import Any
 from django.core.exceptions import ValidationError
 from django.db import transaction
 
+from apps.core.audit import audit
 from apps.core.errors import InvalidRequest
-from apps.fleet.models import EngineKind, Host, Mode, Model, Placement, Worker
+from apps.fleet.models import EngineKind, Host, Mode, Model, Placement, UnloadWish, Worker
 
 
 @transaction.atomic
@@ -74,6 +75,47 @@ def model_roll(*, name: str, revision: str) -> None:
     except ValidationError as error:
         raise InvalidRequest("; ".join(error.messages)) from None
     model.save(update_fields=["revision"])
+
+
+@transaction.atomic
+def placement_put(*, model: Model, worker: Worker, is_pinned: bool, actor: str) -> Placement:
+    """Wishes a model onto a worker, pinned or not, and takes back the wish that it leave. Raises InvalidRequest."""
+    if not model.is_enabled:
+        raise InvalidRequest(f"{model} is disabled: enable it first.", param="model")
+    UnloadWish.objects.filter(model=model, worker=worker).delete()
+    placement, _ = Placement.objects.update_or_create(model=model, worker=worker, defaults={"is_pinned": is_pinned})
+    audit(actor, "model pinned" if is_pinned else "model placed", placement)
+    return placement
+
+
+@transaction.atomic
+def placement_move(*, model: Model, source: Worker, target: Worker, actor: str) -> Placement:
+    """Wishes a model onto another worker, pinned there if it was here; it leaves once the other one serves it.
+    Raises InvalidRequest."""
+    if source == target:
+        raise InvalidRequest(f"{model} is on {source} already.", param="to")
+    there = Placement.objects.filter(model=model, worker=source)
+    is_pinned = there.filter(is_pinned=True).exists()
+    there.delete()
+    placement = placement_put(model=model, worker=target, is_pinned=is_pinned, actor=actor)
+    UnloadWish.objects.update_or_create(model=model, worker=source, defaults={"once_elsewhere": True})
+    audit(actor, "model moved", f"{model} from {source} to {target}")
+    return placement
+
+
+@transaction.atomic
+def model_unload(*, model: Model, worker: Worker, actor: str) -> None:
+    """Has a worker let go of a model, placed there or not; what it runs finishes first, for up to a minute."""
+    Placement.objects.filter(model=model, worker=worker).delete()
+    UnloadWish.objects.update_or_create(model=model, worker=worker, defaults={"once_elsewhere": False})
+    audit(actor, "model unloaded", f"{model} from {worker}")
+
+
+@transaction.atomic
+def worker_drain(*, worker: Worker, is_draining: bool, actor: str) -> None:
+    """Has a worker be given nothing more, while what it runs ends there; or opens it again."""
+    Worker.objects.filter(pk=worker.pk).update(is_draining=is_draining)
+    audit(actor, "worker drained" if is_draining else "worker undrained", worker)
 
 
 def _save(row: Host | Worker) -> None:

@@ -19,7 +19,7 @@ from apps.core.tasks import end
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
 from apps.fleet.daemon_client import DaemonClient
-from apps.fleet.loading import Loader
+from apps.fleet.loading import Loader, Moved
 from apps.fleet.mirror import Mirror
 from apps.fleet.planning import Action, Policy, Site
 from apps.fleet.selectors import Assignment, PlacedModel
@@ -58,7 +58,8 @@ class WorkerWatch:
         self.refused: dict[str, str] = {}
         self._heard_at = 0.0
         self._client: DaemonClient | None = None
-        self._loader = Loader()
+        self._loader = Loader(self._moved)
+        self._dismissed: set[int] = set()  # wishes that were carried out; the record is slower
         self._stuck = StuckDetector(settings.ENV.worker_timeout_ms / 1000)
         self._failures = 0
         self._tasks = [
@@ -148,7 +149,7 @@ class WorkerWatch:
             return
         self.snapshot = ordered
         await registry.publish(self._redis, self.snapshot)
-        self._mirror.status("draining" if snapshot.draining else "serving")
+        self._mirror.status("draining" if ordered.draining else "serving")
         for folder in snapshot.folders:
             self._mirror.peak(folder.model, folder.measured_bytes)
         for placement in self.wanted.placements:
@@ -159,8 +160,9 @@ class WorkerWatch:
         wanted = {policy.folder for policy in self.policies.values()}
         models = sorted(snapshot.models, key=lambda resident: (resident.state != "ready", resident.folder not in wanted))
         return dataclasses.replace(
-            snapshot, address=self.wanted.address, models=tuple(models), loadable=self.loadable, refused=self.refused
-        )
+            snapshot, address=self.wanted.address, models=tuple(models), loadable=self.loadable, refused=self.refused,
+            draining=snapshot.draining or self.wanted.draining,
+        )  # fmt: skip
 
     # --- The manager's ---
 
@@ -170,7 +172,8 @@ class WorkerWatch:
             return None
         placed = {placement.model: placement.is_pinned for placement in self.wanted.placements}
         acting = self._loader.acting or not self._settled(self.snapshot)
-        return Site(self.snapshot, placed, self._loader.failing, ready_since_ms, acting)
+        unwanted = {wish.model: wish.once_elsewhere for wish in self.wanted.unwanted if wish.id not in self._dismissed}
+        return Site(self.snapshot, placed, self._loader.failing, ready_since_ms, acting, unwanted)
 
     def _settled(self, snapshot: WorkerSnapshot) -> bool:
         """Whether what was heard shows what the latest action did: a status may be older than the time it comes at."""
@@ -183,7 +186,14 @@ class WorkerWatch:
 
     def act(self, action: Action) -> None:
         if self._client is not None and self.snapshot is not None:
-            self._loader.act(self._client, self.snapshot.epoch, action)
+            asleep = any(folder.in_host_memory for folder in self.snapshot.folders if folder.model == action.load)
+            self._loader.act(self._client, self.snapshot.epoch, action, asleep=asleep)
+
+    def _moved(self, moved: Moved) -> None:
+        if not moved.error:
+            gone = {folder.partition("@")[0] for folder in moved.action.evict}
+            self._dismissed |= {wish.id for wish in self.wanted.unwanted if wish.model in gone}
+        self._mirror.moved(moved)
 
     def _state(self, snapshot: WorkerSnapshot, placed: PlacedModel) -> str:
         """How far a placement is, for people."""

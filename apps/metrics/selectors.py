@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+from apps.core.cache import TtlCache
 from apps.metrics import clickhouse
 
 POINTS = 60
@@ -33,6 +34,36 @@ _FAILURES = f"""
 SELECT toUnixTimestamp(finished_at) AS at, request_id, model, outcome, code
 FROM requests WHERE {_WHERE} AND outcome != 'succeeded' ORDER BY finished_at DESC LIMIT 20
 """
+
+
+_RATES = f"""
+SELECT worker_id, model, sum(completion_tokens) / {{window:UInt32}} AS tokens_per_second
+FROM requests WHERE {_WHERE} AND worker_id != '' GROUP BY worker_id, model
+"""
+RATE_SECONDS = 60
+
+
+async def rates() -> dict[tuple[str, str], float]:
+    """Tokens/s of what finished in the last minute, by worker and model; nothing while ClickHouse does not answer."""
+    return await _rates.get(None)
+
+
+async def _read_rates(_: None) -> dict[tuple[str, str], float]:
+    def read() -> list[dict[str, Any]]:
+        client = clickhouse.connect()
+        try:
+            return clickhouse.rows(client, _RATES, {"window": RATE_SECONDS, "org": ""})
+        finally:
+            client.close()
+
+    try:
+        found = await asyncio.to_thread(read)
+    except clickhouse.UNAVAILABLE:
+        return {}
+    return {(row["worker_id"], row["model"]): float(row["tokens_per_second"]) for row in found}
+
+
+_rates: TtlCache[None, dict[tuple[str, str], float]] = TtlCache(_read_rates, seconds=4.0, entries=1)
 
 
 async def dashboard(window_seconds: int, org_id: str = "") -> dict[str, Any]:

@@ -147,7 +147,7 @@ def cause_of_waiting(model: str, workers: Iterable[WorkerSnapshot], *, held_back
     states = {resident.state for worker in holders if (resident := worker.resident(model))}
     if len(leaving) < len(holders) and "ready" in states:
         return "capacity"
-    if leaving:
+    if any(worker.cordoned for worker in leaving):
         return "mode_switch"
     on_its_way = states & {"loading", "unloading"} or any(model in worker.loadable for worker in known)
     return "model_load" if on_its_way else "no_worker"

@@ -256,7 +256,7 @@ async def worker_of(request_id: str) -> str:
 
 
 async def load() -> dict[str, Any]:
-    """The queue now: each lane's waiting, running and predicted work in ms, and how many dispatchers are alive."""
+    """The queue now: each lane's waiting, running, predicted work in ms and why its head waits; and the live dispatchers."""
     redis = shared()
     with _redis_errors():
         lanes, _ = await queue.depths(redis)
@@ -264,7 +264,8 @@ async def load() -> dict[str, Any]:
         dispatchers = await redis.zcount("dispatchers", cutoff, "+inf")
     return {
         "lanes": {
-            name: {"waiting": lane.waiting, "running": lane.running, "work_ms": lane.work_ms} for name, lane in lanes.items()
+            name: {"waiting": lane.waiting, "running": lane.running, "work_ms": lane.work_ms, "cause": lane.cause}
+            for name, lane in lanes.items()
         },
         "dispatchers": int(dispatchers),
         "at": time.time(),

@@ -143,3 +143,37 @@ def test_a_plan_tells_what_is_loaded_what_makes_room_and_what_does_not_fit(tmp_p
     )
     publish(dataclasses.replace(snapshot, memory_budget_bytes=10))
     assert "w1: b does not fit: needs 400 MiB, 0 MiB can be made free" in fleet("plan", changed(tmp_path, placements=both))
+
+
+def test_how_a_host_is_managed_and_a_worker_s_mode_are_in_the_file(tmp_path) -> None:
+    key = "ssh-ed25519 " + "A" * 68
+    Host.objects.update(is_managed=True, ssh_user="gpu", ssh_port=2222, ssh_host_key=key, may_switch_itself=True)
+    host = Host.objects.get()
+    Worker.objects.create(name="tp", host=host, address="10.0.0.7:9100", mode="tensor_parallel", is_draining=True)
+    file = tmp_path / "fleet.yaml"
+    file.write_text(fleet("export"))
+    Host.objects.all().delete()
+    fleet("apply", str(file))
+    assert fleet("export") == file.read_text()
+    found = Host.objects.get()
+    assert (found.is_managed, found.ssh_user, found.ssh_port, found.ssh_host_key) == (True, "gpu", 2222, key)
+    assert found.may_switch_itself
+    assert (found.mode, found.epoch) == ("individual", 1), "the mode of the moment is the mode switch's"
+    worker = Worker.objects.get(name="tp")
+    assert (worker.mode, worker.is_draining, worker.is_enabled) == ("tensor_parallel", True, True)
+
+
+@pytest.mark.parametrize(
+    ("fields", "why"),
+    [
+        ({"managed": True}, "a managed host is known by its key"),
+        ({"ssh_host_key": "ssh-rsa AAAA"}, "ssh_host_key"),
+        ({"ssh_user": "-oProxyCommand=x"}, "ssh_user"),
+        ({"ssh_port": 0}, "ssh_port"),
+    ],
+)
+def test_a_host_that_cannot_be_reached_safely_is_refused(tmp_path, fields, why) -> None:
+    file = changed(tmp_path, hosts=[{"name": "rack1", "address": "10.0.0.7", **fields}])
+    with pytest.raises(CommandError, match=why):
+        fleet("apply", file)
+    assert not Host.objects.get().is_managed

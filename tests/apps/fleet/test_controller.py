@@ -268,7 +268,7 @@ async def test_the_record_is_written_only_when_it_changes(redis: Redis, daemon: 
     await add_worker(daemon)
     writes: list[dict] = []
     save = mirror._save
-    monkeypatch.setattr(mirror, "_save", lambda worker_id, news: (writes.append(news), save(worker_id, news)))
+    monkeypatch.setattr(mirror, "_save", lambda worker_id, news, moves: (writes.append(news), save(worker_id, news, moves)))
     async with controlling(redis):
         await until(lambda: alive(redis))
         (first,) = await alive(redis)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -145,3 +146,26 @@ def test_a_revision_that_cannot_be_loaded_leaves_the_old_one() -> None:
     assert plan(site(resident("a"), folders="a a@r2", failing={"a@r2": "no"}), policies=ROLL) == []
     fallen_back = site(folders="a a@r2", failing={"a@r2": "no"}, asleep="a")
     assert short(plan(fallen_back, policies=ROLL, demand=starving(a=5))) == [("w", "a", ())]
+
+
+def test_what_an_operator_wants_gone_goes_also_from_a_worker_that_drains() -> None:
+    assert short(plan(site(resident("a"), unwanted={"a": False}))) == [("w", "", ("a",))]
+    assert plan(site(resident("a"), unwanted={"a": False}, placed={"a": False})) == [], "it was placed again"
+    draining = site(resident("a"), unwanted={"a": False})
+    draining = dataclasses.replace(draining, snapshot=dataclasses.replace(draining.snapshot, draining=True))
+    assert short(plan(draining)) == [("w", "", ("a",))]
+
+
+def test_what_moves_leaves_once_the_other_worker_serves_it() -> None:
+    source = site(resident("a"), name="source", unwanted={"a": True})
+    target = site(name="target", placed={"a": False})
+    assert short(plan(source, target)) == [("target", "a", ())]
+    assert plan(source, site(resident("a", state="loading"), name="target", placed={"a": False})) == []
+    assert short(plan(source, site(resident("a"), name="target", placed={"a": False}))) == [("source", "", ("a",))]
+
+
+def test_what_a_draining_worker_has_is_loaded_elsewhere_for_requests() -> None:
+    held = site(resident("a"), name="held")
+    assert plan(held, site(name="other"), demand=starving(a=10)) == []
+    drains = dataclasses.replace(held, snapshot=dataclasses.replace(held.snapshot, draining=True))
+    assert short(plan(drains, site(name="other"), demand=starving(a=10))) == [("other", "a", ())]
