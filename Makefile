@@ -1,6 +1,6 @@
 .DEFAULT_GOAL := help
 PY := .venv/bin/python
-.PHONY: help run test check browser protos bench clean
+.PHONY: help run test check tools protos bench clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -8,12 +8,14 @@ help: ## List the targets
 run: .venv/site ## Install, start the whole stack, answer a first chat, keep serving
 	@exec $(PY) manage.py up
 
-test: .venv/dev browser ## Install what tests need and pass them all
+test: .venv/dev tools ## Install what tests need and pass them all
 	$(PY) -m pytest
 
-browser: ## Make sure that the browser test has a browser
-	@command -v chromium >/dev/null || { test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq chromium >/dev/null; } \
-		|| { echo 'the browser test needs chromium: sudo apt-get install chromium' >&2; exit 1; }
+# Debian packages of what tests drive: a browser, and an SSH server that they start themselves.
+tools: ## Make sure that tests have chromium and sshd
+	@command -v chromium >/dev/null && test -x /usr/sbin/sshd || { \
+		test "$$(id -u)" = 0 && apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium openssh-server >/dev/null; } \
+		|| { echo 'the tests need chromium and sshd: sudo apt-get install chromium openssh-server' >&2; exit 1; }
 
 check: .venv/dev ## Lint, types, import contracts, migrations and stubs in step
 	.venv/bin/ruff check .
