@@ -123,6 +123,7 @@ def test_a_host_that_is_not_there_is_tried_again_and_then_said(host: SshHost, ta
     assert ssh.call(target, "status", 20)["ok"] is True
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # paramiko's own thread, when it is cut
 def test_a_command_that_hangs_ends_in_time_and_one_that_is_cut_is_sent_again(host: SshHost, target: SshTarget) -> None:
     keys = host.folder / "authorized_keys"
     public = keys.read_text().split('" ', 1)[1]
