@@ -17,7 +17,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any
 
@@ -182,24 +182,8 @@ async def converse(made: Any, fronts: list[Gateway], gate: asyncio.Semaphore, se
 BENCHES = {"join": (join, 50), "thrash": (thrash, 1000), "wake": (wake, 5), "affinity": (affinity, 120)}
 
 
-async def _main(name: str, count: int | None) -> None:
-    from apps.core.redis import connect
-    from tests.apps.scheduler.fleet_site import quicken
-
-    quicken(PATCH)
-    bench, usual = BENCHES[name]
-    redis = connect(os.environ["REDIS_URL"])
-    await redis.flushdb()
-    await bench(redis, count or usual)
-    await redis.aclose()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m tests.bench.fleet", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("name", choices=BENCHES)
-    parser.add_argument("--count", type=int, help="requests, loads or conversations")
-    args = parser.parse_args()
+def on_stores(work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+    """Runs it on fresh stores of its own, with a client of an empty Redis."""
     os.environ["DJANGO_SETTINGS_MODULE"] = "inference_site.settings"
     _start_services()
     try:
@@ -208,10 +192,38 @@ def main() -> None:
 
         django.setup()
         call_command("migrate", verbosity=0)
-        asyncio.run(_main(args.name, args.count))
+        asyncio.run(_with_redis(work))
+    finally:
+        pytest_unconfigure()
+
+
+async def _with_redis(work: Callable[[Any], Coroutine[Any, Any, None]]) -> None:
+    from apps.core.redis import connect
+
+    redis = connect(os.environ["REDIS_URL"])
+    await redis.flushdb()
+    await work(redis)
+    await redis.aclose()
+
+
+async def _run(redis: Any, name: str, count: int | None) -> None:
+    from tests.apps.scheduler.fleet_site import quicken
+
+    quicken(PATCH)
+    bench, usual = BENCHES[name]
+    await bench(redis, count or usual)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.fleet", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("name", choices=BENCHES)
+    parser.add_argument("--count", type=int, help="requests, loads or conversations")
+    args = parser.parse_args()
+    try:
+        on_stores(lambda redis: _run(redis, args.name, args.count))
     finally:
         PATCH.undo()
-        pytest_unconfigure()
 
 
 if __name__ == "__main__":

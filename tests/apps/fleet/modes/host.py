@@ -33,6 +33,7 @@ def make_model(models: Path) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(["<eos>", "<bos>"])
     tokenizer.save(str(models / TINY / "tokenizer.json"))
+    (models / TINY / "tokenizer_config.json").write_text("{}")
 
 
 def make_key(path: Path) -> str:
