@@ -19,8 +19,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 from tests.e2e.conftest import RunningStack, started
 from tests.e2e.pages import shots, signed_in
 
+pytestmark = pytest.mark.timeout(600)  # the first test's includes making the checkpoints and starting it all
 TINY = ("sd-turbo", "cogvideox-2b", "qwen2.5-vl-3b", "qwen3-14b")
-READY_SECONDS = 120
+READY_SECONDS = 240
 QUESTION = "Why is the sky blue?"
 LOADED = """media => new Promise((done, fail) => {
     media.onerror = () => fail(media.error.message);
