@@ -37,7 +37,7 @@ class LimitsForm(forms.ModelForm):  # type: ignore[type-arg]
         fields = ("plan", *Limits.FIELDS)
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        super().__init__(*arguments, **named, auto_id=f"id_{named['instance'].pk}_%s")
+        super().__init__(*arguments, **{"auto_id": f"id_{named['instance'].pk}_%s", **named})
         for name in Limits.FIELDS:
             of_plan = getattr(self.instance.plan, name)
             self.fields[name].widget.attrs["placeholder"] = "no limit" if of_plan is None else f"{of_plan} (plan)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,9 +16,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from apps.fleet.weights import make_tiny
 from tests.e2e.bad_input import SEEING
+from tests.e2e.browsing import DESK, FLAGS
 from tests.services import ROOT, free_port
 
 STOP_SECONDS = 15
@@ -86,3 +89,30 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(log.read_text())
         time.sleep(0.2)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    assert chromium, "the browser test needs chromium; `make browser` says how to get it"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Browser, stack: RunningStack) -> Iterator[Page]:
+    """A signed-in operator. Nothing may be said in the browser's console as an error."""
+    context = browser.new_context(base_url=stack.url, viewport=DESK)
+    page = context.new_page()
+    problems: list[str] = []
+    page.on("pageerror", lambda error: problems.append(str(error)))
+    page.goto("/console/")
+    page.get_by_label("User name").fill("admin")
+    page.get_by_label("Password").fill(stack.admin_password)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.locator("#composer")).to_be_visible()
+    yield page
+    context.close()
+    assert problems == []
