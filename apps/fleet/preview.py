@@ -124,7 +124,9 @@ def _told(snapshot: WorkerSnapshot, action: Action) -> list[str]:
     if found is not None:
         free = snapshot.memory_budget_bytes - snapshot.memory_reserved_bytes
         source = "host memory" if found.in_host_memory else "disk"
-        lines.append(f"Loads {action.load} from {source}: needs {_size(found.need_bytes)}, {_size(free)} are free now.")
+        lines.append(
+            f"Loads {action.load} from {source}: needs at least {_size(found.need_bytes)}, {_size(free)} are free now."
+        )
     return lines
 
 

@@ -17,10 +17,11 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from playwright.sync_api import Browser, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from apps.fleet.weights import make_tiny
 from tests.e2e.bad_input import SEEING
+from tests.e2e.pages import signed_in
 from tests.services import ROOT, free_port
 
 STOP_SECONDS = 15
@@ -67,7 +68,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterato
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
-    assert chromium, "the browser tests need chromium; `make browser` says how to get it"
+    assert chromium, "the browser tests need chromium; `make tools` says how to get it"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=BROWSER_FLAGS)
         yield browser
@@ -106,3 +107,10 @@ def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(log.read_text())
         time.sleep(0.2)
+
+
+@pytest.fixture
+def page(browser: Browser, stack: RunningStack) -> Iterator[Page]:
+    """A signed-in operator."""
+    with signed_in(browser, stack) as page:
+        yield page

@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.e2e.conftest import RunningStack
-from tests.e2e.pages import PHONE, shot, signed_in
-
-
-@pytest.fixture
-def page(browser: Browser, stack: RunningStack) -> Iterator[Page]:
-    with signed_in(browser, stack) as page:
-        yield page
+from tests.e2e.pages import PHONE, shot
 
 
 def ask(page: Page, text: str) -> None:

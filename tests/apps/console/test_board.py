@@ -37,7 +37,6 @@ async def fleet(redis: Redis) -> Worker:
         Placement.objects.create(model=Model.objects.get(name="a"), worker=worker, is_pinned=True)
         return worker
 
-    await registry.publish(redis, snapshot())
     return await in_database(write)
 
 
@@ -50,7 +49,9 @@ def snapshot(**fields: Any) -> WorkerSnapshot:
     )  # fmt: skip
 
 
-async def data(client: AsyncClient) -> dict[str, Any]:
+async def data(client: AsyncClient, redis: Redis, **fields: Any) -> dict[str, Any]:
+    """The board just after the worker was heard."""
+    await registry.publish(redis, snapshot(**fields))
     answer = await client.get("/api/board/")
     assert answer.status_code == 200
     return answer.json()
@@ -59,10 +60,12 @@ async def data(client: AsyncClient) -> dict[str, Any]:
 async def test_the_board_shows_the_fleet_as_it_is(redis: Redis) -> None:
     await fleet(redis)
     client = await signed_in("ops", staff=True)
-    board = await data(client)
+    board = await data(client, redis)
     assert board["leader"] == "", "nobody leads yet"
     await redis.set(LEADER_KEY, "c1")
-    (host,) = (await data(client))["hosts"]
+    board = await data(client, redis)
+    assert board["leader"] == "c1"
+    (host,) = board["hosts"]
     w1, w2 = host["workers"]
     assert (w1["state"], w1["step"], w1["device"]) == ("serving", 77, "cuda:0")
     assert w1["memory"] == {"total": 10 * GIB, "budget": 8 * GIB, "weights": GIB, "kv": GIB, "other": GIB, "elsewhere": GIB}
@@ -70,7 +73,6 @@ async def test_the_board_shows_the_fleet_as_it_is(redis: Redis) -> None:
     assert (a["state"], a["is_pinned"], a["running"], a["waiting"], a["bytes"]) == ("ready", True, 2, 1, 3 * GIB)
     assert (b["model"], b["state"], b["is_placed"]) == ("b", "asleep", False)
     assert (w2["state"], w2["status"], w2["seen_ms_ago"]) == ("unreachable", "unreachable: unavailable", None)
-    assert (await data(client))["leader"] == "c1"
 
 
 async def test_the_board_tells_what_is_wrong_and_what_happened(redis: Redis) -> None:
@@ -85,10 +87,10 @@ async def test_the_board_tells_what_is_wrong_and_what_happened(redis: Redis) -> 
         Worker.objects.filter(name="w2").update(status="stuck: its step stands still")
 
     await in_database(write)
-    await registry.publish(redis, snapshot(refused={"b": "failed: no shard"}, cordoned=True))
     await redis.sadd("lanes", "b")
     await redis.hset("depth", mapping={"waiting:b": 3, "cause:b": "model_load"})
-    board = await data(await signed_in("ops", staff=True))
+    client = await signed_in("ops", staff=True)
+    board = await data(client, redis, refused={"b": "failed: no shard"}, cordoned=True)
     (host,) = board["hosts"]
     w1, w2 = host["workers"]
     assert (w1["state"], w2["state"], host["is_switching"]) == ("cordoned", "stuck", True)
@@ -120,6 +122,7 @@ async def test_every_action_has_a_dry_run_that_changes_nothing_and_leaves_an_aud
 
     async def do(verb: str, **body: Any) -> dict[str, Any]:
         path, before = f"/api/workers/{worker.pk}/{verb}/", await record()
+        await registry.publish(redis, snapshot())
         tried = await client.post(path, {**body, "dry_run": True}, content_type="application/json", headers=headers)
         assert tried.status_code == 200
         assert await record() == before

@@ -62,7 +62,7 @@ async function dryRun() {
   else say(switchLines(body));
 }
 
-const duration = (body) => (body.seconds !== null ? [`About ${body.seconds} s, as lately.`] : body.loads.length ? ["How long it takes is not known: it was not loaded here yet."] : []);
+const duration = (body) => (body.seconds !== null ? [`About ${body.seconds} s, as lately.`] : body.loads.length ? ["How long it takes is not known: no load like it is on record."] : []);
 
 function switchLines(plan) {
   const list = (names) => names.join(", ") || "none";
