@@ -54,8 +54,11 @@ class DaemonProcess:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(30)
-        self._output.close()
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
+            self._output.close()
 
 
 @asynccontextmanager

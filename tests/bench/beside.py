@@ -1,7 +1,7 @@
 """`python -m tests.bench.beside`: how long a chat waits for its first token while a video is made, on real daemons.
 
-Alone and beside the video in turn, first with the video on another worker, a core for each, then on the same one, where the chat
-may wait for one denoising step. SmolLM2-135M is real; CogVideoX is tiny, and its video large enough for its steps to take long.
+Alone and beside the video in turn, first with the video on another worker, a core for each, then on the same one, where a
+chat may wait for one denoising step. SmolLM2-135M is real; CogVideoX is tiny, and its video so large that a step takes long.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def compare(rounds: int, side: int, frames: int) -> tuple[list[float], lis
         alone.append(await first_token(2 * number))
         video = Video(side, frames)
         making = asyncio.create_task(video.follow())
-        while len(video.steps) < 2:
+        while len(video.steps) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
         steps += video.steps
         await asyncio.sleep(random.random() * statistics.median(steps))  # at any moment of a step

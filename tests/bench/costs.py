@@ -1,8 +1,8 @@
 """`python -m tests.bench.costs`: how well a request's cost is predicted, for each modality, on real daemons.
 
-Sixty varied requests, one at a time and then four; what is told is of the last ten, whose costs were predicted from those before:
-the median of |predicted - true| / true. The noise is what no prediction can do away with: one request sent twenty times, each
-predicted by the median of all.
+Sixty varied requests, one at a time and then four; what is told is of the last ten, whose costs were predicted from those
+before: the median of |predicted - true| / true. The noise is what no prediction can do away with: one request sent twenty
+times, each predicted by the median of all.
 """
 
 from __future__ import annotations

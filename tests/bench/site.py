@@ -6,7 +6,7 @@ import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +56,9 @@ async def workers(redis: Any, folder: Path, *loads: tuple[str, ...], arguments: 
     """A daemon for each of `loads`, the models that it has, and a dispatcher beside them."""
     from tests.real_site import DaemonProcess, real_site
 
-    with tempfile.TemporaryDirectory() as logs:
+    with tempfile.TemporaryDirectory() as logs, ExitStack() as started:
         daemons = [DaemonProcess(f"w{i}", models, folder, Path(logs) / str(i), *arguments) for i, models in enumerate(loads)]
-        try:
-            async with real_site(redis, *daemons):
-                yield
-        finally:
-            for daemon in daemons:
-                daemon.stop()
+        for daemon in daemons:
+            started.callback(daemon.stop)
+        async with real_site(redis, *daemons):
+            yield

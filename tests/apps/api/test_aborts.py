@@ -33,7 +33,7 @@ from tests.apps.scheduler.site import principal
 from tests.pictures import data_url, picture
 from tests.real_site import DaemonProcess, real_site
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(400)]
 TINY = ("sd-turbo", "cogvideox-2b", "qwen2.5-vl-3b")
 REAL = ("kokoro-82m", "minilm-l6-v2", "whisper-tiny.en")
 WORD_SECONDS = 0.5  # by then a daemon has heard of a cancellation; shorter steps are taken meanwhile
@@ -61,7 +61,7 @@ async def site(redis: Redis, daemon: DaemonProcess, settings: Any) -> AsyncItera
     settings.ENV = settings.ENV.model_copy(update={"models_dir": daemon.models_dir})
     selectors._cache.clear()
     await sync_to_async(call_command)("loaddata", "models", verbosity=0)
-    async with real_site(redis, daemon):
+    async with real_site(redis, daemon, seconds=300):
         yield
 
 
@@ -92,16 +92,9 @@ async def video() -> Begun:
 
 
 async def vision() -> Begun:
-    content = [
-        {"type": "image_url", "image_url": {"url": data_url(picture(560, 560))}},
-        {"type": "text", "text": "What is it?"},
-    ]
-    body = {
-        "model": "qwen2.5-vl-3b",
-        "messages": [{"role": "user", "content": content}],
-        "max_tokens": 1000,
-        "ignore_eos": True,
-    }
+    seen = {"type": "image_url", "image_url": {"url": data_url(picture(560, 560))}}
+    message = {"role": "user", "content": [seen, {"type": "text", "text": "What is it?"}]}
+    body = {"model": "qwen2.5-vl-3b", "messages": [message], "max_tokens": 1000, "ignore_eos": True}
     _, prepared = await intake.chat(lambda: body, principal())
     return prepared.request, dict(prepared.attachments)
 
