@@ -122,18 +122,19 @@ class GpuDaemon(pb_grpc.GpuDaemonServicer):
         caller = next(self._numbers)
         outputs = self._callers[caller] = asyncio.Queue()
         reader = asyncio.create_task(self._read(caller, commands))
+        getter = asyncio.create_task(outputs.get())
         try:
             while True:
-                getter = asyncio.create_task(outputs.get())
                 await asyncio.wait({getter, reader}, return_when=asyncio.FIRST_COMPLETED)
                 if not getter.done():
-                    getter.cancel()
                     reader.result()
                     return
                 yield getter.result()
+                getter = asyncio.create_task(outputs.get())
         except DaemonError as error:
             await context.abort(_STATUS[type(error)], str(error))
         finally:
+            getter.cancel()
             reader.cancel()
             del self._callers[caller]
             self._preparing.abort_caller(caller)

@@ -28,7 +28,7 @@ class DaemonProcess:
     """`python -m gpu_daemon` with models to load at once."""
 
     def __init__(self, worker_id: str, models: Sequence[str], models_dir: Path, log: Path, *arguments: str) -> None:
-        self.worker_id, self.models = worker_id, list(models)
+        self.worker_id, self.models, self.models_dir = worker_id, list(models), models_dir
         self.address = f"127.0.0.1:{free_port()}"
         command = [sys.executable, "-m", "gpu_daemon", "--worker-id", worker_id, "--port", self.address.rpartition(":")[2],
                    "--models-dir", str(models_dir), *arguments, "--preload", *models]  # fmt: skip
@@ -54,8 +54,11 @@ class DaemonProcess:
 
     def stop(self) -> None:
         self.process.terminate()
-        self.process.wait(15)
-        self._output.close()
+        try:
+            self.process.wait(30)
+        finally:
+            self.process.kill()
+            self._output.close()
 
 
 @asynccontextmanager

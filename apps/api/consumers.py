@@ -1,11 +1,12 @@
-"""`/ws/chat`: several chats over one socket, each resumable. docs/api.md has the frames."""
+"""`/ws/chat`: several chats and pictures over one socket, each resumable. docs/api.md has the frames."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from apps.api import intake
+from apps.api import images, intake
 from apps.api.answer import Answer
 from apps.api.errors import error_body
 from apps.api.render import ChatRenderer, failure, said, usage_body
@@ -17,7 +18,9 @@ from apps.scheduler.forecast import Progress
 
 GRACE_SECONDS = 15  # how long a request outlives its socket, waiting to be resumed
 MAX_STREAMS = 16
+CHATS, IMAGES = "/v1/chat/completions", "/v1/images/generations"
 
+Finish = Callable[[RequestFinished], Awaitable[None]]  # what is to be done once a request's end is known
 # Requests whose socket closed, by id: cancelled when the timer ends, unless another socket resumes them first.
 _orphans: dict[str, asyncio.TimerHandle] = {}
 _cancelling: set[asyncio.Task[None]] = set()
@@ -67,14 +70,17 @@ class ChatConsumer(ApiSocket):
 
     async def _start(self, frame: dict[str, Any], principal: Principal) -> None:
         client_id = self._free_id(frame)
-        raw = frame.get("request")
+        raw, endpoint = frame.get("request"), frame.get("endpoint", CHATS)
         if not isinstance(raw, dict):
-            raise InvalidFrame("request is the body of a chat completion.")
-        body, prepared = await intake.chat(lambda: raw, principal)
-        answer = Answer(prepared, ChatRenderer(prepared, include_usage=False), session=body.session)
-        await answer.submit(principal)
-        await self.send_frame({"type": "accepted", "id": client_id, "request_id": prepared.request.id})
-        self._follow(client_id, prepared.request.id, after=0, answer=answer)
+            raise InvalidFrame("request is the body of a chat completion, or of what endpoint names.")
+        if endpoint == CHATS:
+            request_id, finish = await _chat(raw, principal)
+        elif endpoint == IMAGES:
+            request_id, finish = await _image(raw, principal), None
+        else:
+            raise InvalidRequest(f"endpoint: is {CHATS} or {IMAGES}.", code="invalid_value", param="endpoint")
+        await self.send_frame({"type": "accepted", "id": client_id, "request_id": request_id})
+        self._follow(client_id, request_id, after=0, finish=finish)
 
     async def _resume(self, frame: dict[str, Any], principal: Principal) -> None:
         client_id = self._free_id(frame)
@@ -106,18 +112,18 @@ class ChatConsumer(ApiSocket):
 
     # --- Frames out ---
 
-    def _follow(self, client_id: str, request_id: str, after: int, answer: Answer | None = None) -> None:
+    def _follow(self, client_id: str, request_id: str, after: int, finish: Finish | None = None) -> None:
         self.requests[client_id] = request_id
-        self.streams[client_id] = asyncio.create_task(self._stream(client_id, request_id, after, answer))
+        self.streams[client_id] = asyncio.create_task(self._stream(client_id, request_id, after, finish))
 
-    async def _stream(self, client_id: str, request_id: str, after: int, answer: Answer | None) -> None:
+    async def _stream(self, client_id: str, request_id: str, after: int, finish: Finish | None) -> None:
         try:
             async for item in services.progress(request_id, after=after):
                 if isinstance(item, Progress):
                     await self.send_frame({"type": "queue", "id": client_id, **item.body})
                     continue
-                if isinstance(item[1], RequestFinished) and answer is not None:
-                    await answer.finish(item[1])
+                if isinstance(item[1], RequestFinished) and finish is not None:
+                    await finish(item[1])
                 await self.send_frame({"id": client_id, "event_id": item[0], **_frame(item[1])})
         except ServiceError as error:
             await self.report(error, {"id": client_id})
@@ -130,13 +136,27 @@ class ChatConsumer(ApiSocket):
         await self.send_frame({"type": "error", "id": shown, **error_body(error, "")})
 
 
+async def _chat(raw: dict[str, Any], principal: Principal) -> tuple[str, Finish]:
+    body, prepared = await intake.chat(lambda: raw, principal)
+    answer = Answer(prepared, ChatRenderer(prepared, include_usage=False), session=body.session)
+    await answer.submit(principal)
+    return prepared.request.id, answer.finish
+
+
+async def _image(raw: dict[str, Any], principal: Principal) -> str:
+    _, made = await intake.counted(lambda: raw, images.SocketImageRequest, images.prepare, principal)
+    await made.submit(principal)
+    return made.request.id
+
+
 def _frame(event: Event) -> dict[str, Any]:
     if isinstance(event, TextDelta):
         frame = {"type": "token", "choice": event.choice, "text": event.text, "tokens": len(event.token_ids)}
         return {**said(event), **frame} if event.reasoning or event.tool_calls else frame
     if isinstance(event, MediaDelta):
         media = {"mime": event.mime, "data": event.media, "preview": event.preview} if event.media else {}
-        return {"type": "progress", "choice": event.choice, "units": event.units, **media}
+        done = event.first_index + event.units
+        return {"type": "progress", "choice": event.choice, "done": done, "total": event.total, **media}
     if isinstance(event, ChoiceFinished):
         return {"type": "choice_finished", "choice": event.choice, "finish_reason": event.reason.value}
     return _finished_frame(event)

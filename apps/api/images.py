@@ -66,19 +66,33 @@ class ImageRequest(Tiered):
         """Raises InvalidRequest for fields that contradict each other."""
         if self.steps is not None and self.quality not in (None, "auto"):
             raise invalid("steps: says the same as quality; send one of them.", "steps")
-        if self.stream and (self.n or 1) > 1:
-            raise invalid("n: one picture at a time can be streamed.", "n")
-        if self.partial_images is not None and not self.stream:
-            raise invalid("partial_images: needs stream to be true.", "partial_images")
+        self._check_stream()
         if self.output_compression is not None and self.output_format in (None, "png"):
             raise invalid("output_compression: is for jpeg and webp.", "output_compression")
         width, height = self.sides
         steps = self.steps or STEPS_OF_QUALITY[self.quality or "auto"]
         return ImageWork(self.prompt, width, height, steps, previews=bool(self.partial_images))
 
+    def _check_stream(self) -> None:
+        if self.stream and (self.n or 1) > 1:
+            raise invalid("n: one picture at a time can be streamed.", "n")
+        if self.partial_images is not None and not self.stream:
+            raise invalid("partial_images: needs stream to be true.", "partial_images")
+
     @property
     def picture(self) -> Picture:
         return Picture(self.output_format or "png", self.output_compression)
+
+
+class SocketImageRequest(ImageRequest):
+    """Over a socket every request is streamed, its pictures apart by their choice, each as the worker made it."""
+
+    response_format: Literal["b64_json"] | None = None
+    output_format: Literal["png"] | None = None
+
+    def _check_stream(self) -> None:
+        if self.stream is False:
+            raise invalid("stream: whatever goes over a socket is streamed.", "stream")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +121,7 @@ class Picture:
 
 
 async def generations(request: HttpRequest, principal: Principal) -> HttpResponseBase:
-    body, made = await intake.counted(lambda: parse_object(request.body), ImageRequest, _prepare, principal)
+    body, made = await intake.counted(lambda: parse_object(request.body), ImageRequest, prepare, principal)
     headers = await made.submit(principal)
     if body.stream:
         frames = sse.kept_alive(_frames(body, made, request.request_id), settings.ENV.sse_keep_alive_ms)  # type: ignore[attr-defined]
@@ -124,7 +138,7 @@ async def generations(request: HttpRequest, principal: Principal) -> HttpRespons
     return JsonResponse(answer, headers=headers)
 
 
-async def _prepare(body: ImageRequest, principal: Principal) -> Job:
+async def prepare(body: ImageRequest, principal: Principal) -> Job:
     card = await find_model(body.model, principal, {"image"}, "images")
     return job(body, principal, card, body.work, prefix="img", seed=body.seed, n=body.n or 1)
 

@@ -405,7 +405,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class MediaDelta:
-    """Work of one choice that is no text: `units` more of it are done, and what came of that."""
+    """Work of one choice that is no text: `units` more of its `total` are done, and what came of that."""
 
     choice: int
     first_index: int
@@ -413,6 +413,7 @@ class MediaDelta:
     media: str = ""  # base64
     mime: str = ""
     preview: bool = False
+    total: int = 0
 
 
 @dataclass(frozen=True, slots=True)

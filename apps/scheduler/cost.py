@@ -1,5 +1,5 @@
 """The one cost unit: predicted milliseconds of a worker, linear in the tokens prefilled and decoded, or in the input and output
-units of work that is no text (apps/core/types.py). Pure.
+units of work that is no text (apps/core/types.py), over what a request takes whatever its size. Pure.
 
 A model of it is fitted for each (model, worker class) from finished requests, whose share of the worker's time the
 dispatcher measures (link.py). Until there are enough of them, the worker's own figures stand in.
@@ -10,6 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+
+import numpy as np
 
 from apps.core.types import InferenceRequest, ResidentModel, TranscribeWork
 
@@ -38,17 +40,18 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """GPU-ms a token, with how well it did: `error` is the mean of |predicted - true| / true, `spread` the standard
-    deviation of log(true / predicted), `samples` the (decayed) number of finished requests behind it."""
+    """GPU-ms a token, and a request, with how well it did: `error` is the mean of |predicted - true| / true, `spread` the
+    standard deviation of log(true / predicted), `samples` the (decayed) number of finished requests behind it."""
 
     prefill_ms: float
     decode_ms: float
+    request_ms: float = 0.0
     samples: float = 0.0
     error: float = 0.0
     spread: float = 0.5
 
     def ms(self, prompt_tokens: int, generated: int) -> float:
-        return self.prefill_ms * prompt_tokens + self.decode_ms * generated
+        return self.request_ms + self.prefill_ms * prompt_tokens + self.decode_ms * generated
 
     def interval(self, expected_ms: float) -> tuple[float, float]:
         """Within which four of five outcomes are."""
@@ -58,25 +61,35 @@ class CostModel:
 
 def fit(sums: Mapping[str, str]) -> CostModel | None:
     """The non-negative least squares fit of the sums that lua/observe.lua keeps; None before there is enough."""
-    value = {name: float(sums.get(name, 0)) for name in ("n", "xx", "xz", "zz", "xy", "zy", "predictions", "error", "spread")}
-    if value["n"] < ENOUGH or value["xx"] <= 0 or value["zz"] <= 0:
+    value = {name: float(sums.get(name, 0)) for name in _SUMS}
+    if value["n"] < ENOUGH:
         return None
-    prefill, decode = _solve(value["xx"], value["xz"], value["zz"], value["xy"], value["zy"])
+    products = np.array([[value["".join(sorted(a + b))] for b in "xz1"] for a in "xz1"])
+    prefill, decode, request = _solve(products, np.array([value[a + "y"] for a in "xz1"]))
     done = value["predictions"]
     if not done:
-        return CostModel(prefill, decode, value["n"])
-    return CostModel(prefill, decode, value["n"], value["error"] / done, math.sqrt(value["spread"] / done))
+        return CostModel(prefill, decode, request, value["n"])
+    return CostModel(prefill, decode, request, value["n"], value["error"] / done, math.sqrt(value["spread"] / done))
 
 
-def _solve(xx: float, xz: float, zz: float, xy: float, zy: float) -> tuple[float, float]:
-    """Two unknowns; one that would be negative is nothing, and the other takes all."""
-    determinant = xx * zz - xz * xz
-    if determinant > 1e-9 * xx * zz:
-        prefill, decode = (zz * xy - xz * zy) / determinant, (xx * zy - xz * xy) / determinant
-        if prefill >= 0 and decode >= 0:
-            return prefill, decode
-    # Prompt and answer lengths that always go together cannot be told apart either: all is put on the answer.
-    return (0.0, zy / zz) if zy / zz > 0 else (xy / xx, 0.0)
+_SUMS = ("n", "xx", "xz", "zz", "1x", "1z", "11", "xy", "zy", "1y", "predictions", "error", "spread")
+# Of what fits alike the first is taken: prompts and answers whose lengths always go together cannot be told apart.
+_USED = ((1,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (2,))
+
+
+def _solve(products: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
+    """Three unknowns, none negative: of the fits with some of them, which leave the others nil, the best."""
+    scale = 1 / np.sqrt(np.maximum(products.diagonal(), 1e-300))
+    products, right = products * np.outer(scale, scale), right * scale
+    best, least = np.zeros(3), 0.0
+    for used in map(list, _USED):
+        found = np.zeros(3)
+        found[used] = np.linalg.lstsq(products[np.ix_(used, used)], right[used], rcond=1e-9)[0]
+        loss = found @ products @ found - 2 * found @ right
+        if (found >= 0).all() and loss < least - 1e-9 * abs(least):
+            best, least = found, loss
+    prefill, decode, request = (best * scale).tolist()
+    return prefill, decode, request
 
 
 def reported(residents: Iterable[ResidentModel]) -> CostModel:
@@ -94,7 +107,7 @@ def cheapest(models: Iterable[CostModel]) -> CostModel | None:
 
 def price(request: InferenceRequest, model: CostModel) -> Cost:
     tokens = request.num_choices * _expected(request)
-    return Cost(model.prefill_ms * request.num_prompt_tokens, model.decode_ms, tokens)
+    return Cost(model.ms(request.num_prompt_tokens, 0), model.decode_ms, tokens)
 
 
 def _expected(request: InferenceRequest) -> int:

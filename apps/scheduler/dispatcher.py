@@ -90,10 +90,11 @@ class Dispatcher:
         workers = await registry.workers(self._redis, timeout_ms=settings.ENV.worker_timeout_ms)
         self._connect(workers)
         usable = [worker for worker in workers if self._links[worker.worker_id].connected]
-        lanes, busy = await queue.depths(self._redis)
+        ours = {worker_id: link.sequences for worker_id, link in self._links.items()}
+        lanes, busy = await queue.depths(self._redis)  # in which none of ours that ended meanwhile is counted
         await self._tell_demand(lanes)
         for worker_id, link in self._links.items():
-            link.sequences = busy.get(worker_id, 0)
+            link.others = max(0, busy.get(worker_id, 0) - ours[worker_id])
         holds = [await self._serve(lane, depth, usable, busy) for lane, depth in lanes.items()]
         pause = min([hold for hold in holds if hold > 0], default=IDLE_SECONDS)
         try:

@@ -37,7 +37,7 @@ class WorkerLink:
     def __init__(self, redis: Redis, worker: WorkerSnapshot, on_free: asyncio.Event) -> None:
         self.worker = worker
         self.running: dict[str, RunningRequest] = {}
-        self.sequences = 0  # of every dispatcher, on this worker
+        self.others = 0  # sequences that other dispatchers have on this worker
         self.left: dict[str, float] = {}  # models that were found unloaded, by time.monotonic()
         self._meter = Meter()
         self._redis = redis
@@ -52,6 +52,10 @@ class WorkerLink:
     @property
     def held(self) -> list[tuple[str, int]]:
         return [(request.id, request.lease.attempt) for request in self.running.values()]
+
+    @property
+    def sequences(self) -> int:
+        return self._meter.sequences
 
     async def close(self) -> None:
         """Gives back what still runs, without blame."""
@@ -133,7 +137,7 @@ class WorkerLink:
 
     async def _apply(self, step: StepOutput) -> None:
         """Publishes one step: one transition for all its tokens, one for each request that ended."""
-        self._meter.step(self.sequences)
+        self._meter.step(self.others)
         by_request: defaultdict[str, list[SequenceDelta]] = defaultdict(list)
         for delta in step.deltas:
             running = self.running.get(delta.request_id)

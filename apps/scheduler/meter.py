@@ -28,11 +28,16 @@ class Meter:
             self._since = self._clock()  # what the worker idled is nobody's
         self._running[request_id] = Spent(choices)
 
-    def step(self, sequences: int) -> None:
-        """A step ended. `sequences` are on the worker by all dispatchers' count, which may lag behind ours."""
+    @property
+    def sequences(self) -> int:
+        """Of ours, that are on the worker."""
+        return sum(spent.choices for spent in self._running.values())
+
+    def step(self, others: int) -> None:
+        """A step ended. `others` are the sequences that other dispatchers have on the worker, by the latest count."""
         now = self._clock()
         elapsed_ms, self._since = (now - self._since) * 1000, now
-        sharing = max(sequences, sum(spent.choices for spent in self._running.values()))
+        sharing = self.sequences + others
         for spent in self._running.values():
             spent.gpu_ms += elapsed_ms * spent.choices / sharing
 

@@ -87,7 +87,8 @@ class RunningMedia(RunningRequest):
     def _take(self, delta: SequenceDelta) -> tuple[list[Row], int]:
         self._units[delta.choice] += delta.units
         media = base64.b64encode(delta.media).decode()
-        event = MediaDelta(delta.choice, delta.first_index, delta.units, media, delta.mime, delta.preview)
+        total = self.lease.request.sampling.max_tokens
+        event = MediaDelta(delta.choice, delta.first_index, delta.units, media, delta.mime, delta.preview, total)
         rows = [(delta.choice, delta.first_index, delta.units, encode_event(event))]
         if delta.finish_reason is not None:
             rows.append(self._finished(delta.choice, delta.first_index + delta.units, delta.finish_reason))

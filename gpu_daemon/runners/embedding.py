@@ -22,6 +22,7 @@ from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 MIME = "application/octet-stream"  # float32, little-endian
 _BATCH_TOKENS = 4096  # of a padded batch
+_LONGER = 1.25  # the longest text of a batch than its shortest: padding is computed like tokens
 _MAX_TASKS = {"cpu": 32, "cuda": 256}
 _WARM_TOKENS = (8, 128)
 
@@ -112,7 +113,8 @@ def _batches(tasks: Many[Task]) -> Iterator[list[Task]]:
     """Texts of about a length together, so that little is padding."""
     batch: list[Task] = []
     for task in sorted(tasks, key=lambda task: len(_work(task).token_ids)):
-        if batch and (len(batch) + 1) * len(_work(task).token_ids) > _BATCH_TOKENS:
+        length = len(_work(task).token_ids)
+        if batch and ((len(batch) + 1) * length > _BATCH_TOKENS or length > _LONGER * len(_work(batch[0]).token_ids)):
             yield batch
             batch = []
         batch.append(task)

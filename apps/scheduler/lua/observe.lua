@@ -4,21 +4,26 @@
 local key, x, z, y, predicted = 'cost:' .. ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local s = fields(key)
 local function learn(name, value) s[name] = number(tonumber(s[name] or 0) * 0.99 + value) end
--- Weighted by 1/y: a long request must not drown the short ones.
-local w = 1 / math.max(1, y)
+-- Weighted by 1/y^2: what counts is how far off a prediction is in proportion.
+local w = 1 / math.max(1, y) ^ 2
 learn('n', 1)
 learn('xx', w * x * x)
 learn('xz', w * x * z)
 learn('zz', w * z * z)
+learn('1x', w * x)
+learn('1z', w * z)
+learn('11', w)
 learn('xy', w * x * y)
 learn('zy', w * z * y)
+learn('1y', w * y)
 if predicted > 0 then
   learn('predictions', 1)
   learn('error', math.abs(predicted - y) / math.max(1, y))
   local ratio = math.log(math.max(1, y) / predicted)
   learn('spread', ratio * ratio)
 end
-redis.call('HSET', key, 'n', s.n, 'xx', s.xx, 'xz', s.xz, 'zz', s.zz, 'xy', s.xy, 'zy', s.zy,
-  'predictions', s.predictions or 0, 'error', s.error or 0, 'spread', s.spread or 0)
+local flat = {}
+for name, value in pairs(s) do flat[#flat + 1], flat[#flat + 2] = name, value end
+redis.call('HSET', key, unpack(flat))
 redis.call('SADD', 'costs', ARGV[1])
 return 1

@@ -29,13 +29,14 @@ async def signed_in(name: str, *, staff: bool) -> AsyncClient:
 async def test_the_cost_models_are_shown_with_their_error(redis: Redis) -> None:
     for number in range(60):
         prompt, generated = 10 + number % 7, 5 + number % 11
-        gpu_ms = 0.5 * prompt + 3.0 * generated
+        gpu_ms = 7.0 + 0.5 * prompt + 3.0 * generated
         await costs.observe(redis, model="m", device="cpu", prompt_tokens=prompt, generated=generated, gpu_ms=gpu_ms)
     fitted = (await costs.every(redis))["m", "cpu"]
-    assert (fitted.prefill_ms, fitted.decode_ms) == (pytest.approx(0.5, rel=1e-6), pytest.approx(3.0, rel=1e-6))
+    assert (fitted.prefill_ms, fitted.decode_ms, fitted.request_ms) == pytest.approx((0.5, 3.0, 7.0), rel=1e-5)
     assert fitted.error < 1e-6
     page = (await (await signed_in("ops", staff=True)).get("/admin/costs/")).content.decode()
     assert "3.000 ms" in page
+    assert "7.000 ms" in page
     assert "0.0 %" in page
 
 

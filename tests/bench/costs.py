@@ -1,0 +1,193 @@
+"""`python -m tests.bench.costs`: how well a request's cost is predicted, for each modality, on real daemons.
+
+Sixty varied requests, one at a time and then four; what is told is of the last ten, whose costs were predicted from those
+before: the median of |predicted - true| / true. The noise is what no prediction can do away with: one request sent twenty
+times, each predicted by the median of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import os
+import random
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from tests.bench.load import WORDS
+from tests.bench.site import run, weights, workers
+
+COUNT, LAST, REPEATS = 60, 10, 20
+Fields = dict[str, Any]
+SPENT: dict[str, float] = {}  # GPU-ms by request, as the dispatcher measured them
+SOUND: list[bytes] = []  # what was spoken, for the transcriber to hear
+
+
+def sentences(rng: random.Random, characters: int) -> str:
+    text = ""
+    while len(text) < characters:
+        words = [rng.choice(WORDS) for _ in range(rng.randint(4, 12))]
+        text += " ".join(words).capitalize() + ". "
+    return text.strip()
+
+
+def speech(rng: random.Random) -> Fields:
+    from apps.core.types import SpeechWork
+
+    return {"work": SpeechWork(sentences(rng, rng.randint(10, 400)), "af_heart")}
+
+
+def embedding(rng: random.Random) -> Fields:
+    from apps.core.types import EmbedWork
+
+    texts = [tuple(rng.randrange(1000, 20_000) for _ in range(rng.randint(4, 200))) for _ in range(rng.randint(1, 8))]
+    return {"work": EmbedWork(), "prompts": tuple(texts)}
+
+
+def transcription(rng: random.Random) -> Fields:
+    from apps.core.types import TranscribeWork
+
+    heard = b"".join(rng.sample(SOUND, rng.randint(1, 4)))
+    return {"work": TranscribeWork(len(heard) / 32_000), "attachments": [heard]}
+
+
+def image(rng: random.Random) -> Fields:
+    from apps.core.types import ImageWork
+
+    width, height = (64 * rng.randint(1, 6) for _ in range(2))
+    return {"work": ImageWork("a lighthouse", width, height, rng.randint(1, 4)), "n": rng.choice([1, 1, 2])}
+
+
+def video(rng: random.Random) -> Fields:
+    from apps.core.types import VideoWork
+
+    width, height = (16 * rng.randint(4, 8) for _ in range(2))
+    return {"work": VideoWork("a lighthouse", width, height, rng.choice([9, 13, 17]), rng.randint(2, 12))}
+
+
+def chat(rng: random.Random) -> Fields:
+    from apps.core.types import SamplingParams
+
+    prompt = tuple(rng.randrange(100, 40_000) for _ in range(rng.randint(20, 400)))
+    sampling = SamplingParams(rng.randint(4, 64), seed=rng.randrange(1000), ignore_eos=True)
+    return {"prompts": (prompt,), "sampling": sampling}
+
+
+MODALITIES: dict[str, tuple[str, Callable[[random.Random], Fields]]] = {
+    "chat": ("smollm2-135m", chat),
+    "embedding": ("minilm-l6-v2", embedding),
+    "speech": ("kokoro-82m", speech),
+    "transcription": ("whisper-tiny.en", transcription),
+    "image": ("sd-turbo", image),
+    "video": ("cogvideox-2b", video),
+}
+
+
+def listen() -> None:
+    """Has each request's measured cost in SPENT."""
+    from apps.scheduler.meter import Meter
+
+    end = Meter.end
+
+    def ended(self: Meter, request_id: str) -> Any:
+        if (spent := end(self, request_id)) is not None:
+            SPENT[request_id] = spent.gpu_ms
+        return spent
+
+    Meter.end = ended  # type: ignore[method-assign]
+
+
+async def measured(redis: Any, model: str, *, attachments: Any = (), **fields: Any) -> tuple[float, float]:
+    """Predicted and true GPU-ms of one request."""
+    from apps.core.blobs import keyed
+    from apps.core.types import MediaDelta, RequestFinished
+    from apps.scheduler import services
+    from tests.apps.scheduler.factories import make_request
+    from tests.apps.scheduler.site import principal
+
+    units = fields["work"].output_units if "work" in fields else 1
+    kept = keyed(attachments)
+    request = make_request(**{"prompts": (), "max_tokens": units, "blobs": tuple(kept), "model": model, **fields})
+    await services.submit(request, principal(), kept)
+    sound = b""
+    async for _, event in services.events(request.id):
+        if isinstance(event, MediaDelta) and event.mime == "audio/pcm":
+            sound += at_16_khz(event.media)
+        if isinstance(event, RequestFinished):
+            assert event.outcome == "succeeded", event
+    SOUND.extend([sound] if sound else [])
+    return float(await redis.hget(f"request:{request.id}", "cost_ms")), SPENT[request.id]
+
+
+async def speak(redis: Any, folder: Path) -> None:
+    """Fills SOUND."""
+    model, make = MODALITIES["speech"]
+    weights(folder, model)
+    async with workers(redis, folder, (model,)):
+        for seed in range(12):
+            await measured(redis, model, **make(random.Random(seed)))
+
+
+def at_16_khz(media: str) -> bytes:
+    """Of 24 kHz."""
+    samples = np.frombuffer(base64.b64decode(media), "<i2").astype(np.float32)
+    return np.interp(np.arange(0, len(samples), 1.5), np.arange(len(samples)), samples).astype("<i2").tobytes()
+
+
+async def errors(redis: Any, model: str, requests: list[Fields], streams: int) -> list[float]:
+    """Relative errors in the order in which the requests ended, from a cost model that knew nothing at first."""
+    for key in [*await redis.keys("cost:*"), "costs"]:
+        await redis.delete(key)
+    waiting, found = requests[::-1], list[float]()
+
+    async def client() -> None:
+        while waiting:
+            predicted, true = await measured(redis, model, **waiting.pop())
+            found.append(abs(predicted - true) / true)
+
+    await asyncio.gather(*(client() for _ in range(streams)))
+    return found
+
+
+async def noise(redis: Any, model: str, fields: Fields) -> float:
+    spent = [(await measured(redis, model, **fields))[1] for _ in range(REPEATS)]
+    usual = statistics.median(spent)
+    return statistics.median(abs(value - usual) / value for value in spent)
+
+
+async def bench(redis: Any, names: list[str], folder: Path) -> None:
+
+    listen()
+    table = Table("modality", "model", "one at a time", "four at a time", "noise", title="median error of the predicted cost")
+    for name in names:
+        model, make = MODALITIES[name]
+        weights(folder, model)
+        if name == "transcription" and not SOUND:
+            await speak(redis, folder)
+        async with workers(redis, folder, (model,)):
+            rng = random.Random(1)
+            requests = [make(rng) for _ in range(2 * COUNT)]
+            one = await errors(redis, model, requests[:COUNT], 1)
+            four = await errors(redis, model, requests[COUNT:], 4)
+            floor = await noise(redis, model, requests[0])
+        table.add_row(name, model, *(f"{statistics.median(each[-LAST:]):.1%}" for each in (one, four)), f"{floor:.1%}")
+    Console(width=110).print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.costs", description=__doc__)
+    parser.add_argument("modalities", nargs="*", default=list(MODALITIES), help=", ".join(MODALITIES))
+    args = parser.parse_args()
+    folder = Path(os.environ.get("MODELS_DIR", "var/models"))
+    run(lambda redis: bench(redis, args.modalities, folder))
+
+
+if __name__ == "__main__":
+    main()
