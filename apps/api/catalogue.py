@@ -49,6 +49,7 @@ async def model_body(card: ModelCard) -> dict[str, Any]:
         "max_model_len": card.context_length,
         "context_length": card.context_length,
         "parameters": card.parameters,
+        "thinking": card.thinking,
         "state": state,
         "tiny": card.tiny,
     }

@@ -71,8 +71,10 @@ async def _store(body: FileRequest, principal: Principal, form: Form) -> Uploade
 async def files(request: HttpRequest, principal: Principal) -> HttpResponseBase:
     rows = UploadedFile.objects.filter(org_id=principal.org_id)
     if purpose := request.GET.get("purpose"):
-        rows = rows.filter(purpose=purpose[:30])
-    return JsonResponse(await page_of(request, rows, file_body))
+        if purpose not in (*PURPOSES, jobs.BATCH_OUTPUT):
+            raise invalid(f"purpose: is one of {', '.join((*PURPOSES, jobs.BATCH_OUTPUT))}.", "purpose")
+        rows = rows.filter(purpose=purpose)
+    return JsonResponse(await page_of(request, rows, file_body, also=("purpose",)))
 
 
 async def file(request: HttpRequest, principal: Principal, name: str) -> HttpResponseBase:
@@ -118,7 +120,7 @@ class BatchRequest(Strict):
     input_file_id: Text
     endpoint: str
     completion_window: Literal["24h"]
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+    metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] | None = Field(
         None, max_length=16
     )
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from apps.api.constraints import AllowedTools, Effort, NamedTool, ResponseFormat, TemplateOptions, Tool, ToolChoice, Tools
 from apps.api.grammar import MAX_CALLS
 from apps.api.messages import Message
-from apps.api.strict import Number, Strict, Text, invalid
+from apps.api.strict import Number, Strict, Text, invalid, unsupported
 from apps.core.errors import InvalidRequest
 from apps.core.types import Priority
 
@@ -220,7 +220,7 @@ def _from_pydantic(error: ValidationError) -> InvalidRequest:
     problem = min(error.errors(include_url=False), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
     param = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
+        return unsupported(param)
     if problem["type"] in ("unknown_type", "unknown_role"):
         param += "." + problem["type"].removeprefix("unknown_")
         return invalid(f"{param}: {problem['msg']}.", param)

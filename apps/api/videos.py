@@ -35,7 +35,7 @@ TINY_SIDES = range(64, 721, 16)
 
 def _whole(value: Any) -> Any:
     """Forms, and SDKs, send numbers as texts."""
-    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20 else value
 
 
 class VideoRequest(Tiered):
@@ -46,7 +46,7 @@ class VideoRequest(Tiered):
     frames: Annotated[int | None, BeforeValidator(_whole)] = None
     steps: Annotated[int | None, BeforeValidator(_whole)] = Field(None, ge=1, le=50)
     guidance_scale: Number | None = Field(None, ge=1, le=20)
-    seed: int | None = Field(None, ge=0, le=2**63 - 1)
+    seed: Annotated[int | None, BeforeValidator(_whole)] = Field(None, ge=0, le=2**63 - 1)
 
     @property
     def num_frames(self) -> int:
@@ -156,6 +156,7 @@ def video_body(video: Video) -> dict[str, Any]:
         "frames": video.frames,
         "steps": video.steps,
         "seed": video.seed,
+        "request_id": video.request_id,
         "remixed_from_video_id": None,
         "error": {"code": video.error_code, "message": video.error_message} if failed else None,
     }

@@ -37,8 +37,10 @@ class Job:
     attachments: Mapping[str, bytes] = field(default_factory=dict)
 
     async def submit(self, principal: Principal) -> dict[str, str]:
-        """Returns the headers that tell what is left of a limit. Raises what `services.submit` raises."""
-        return rate_limit_headers(await services.submit(self.request, principal, self.attachments))
+        """Returns the headers that tell what is left of a limit, and the name to ask about the request by. Raises what
+        `services.submit` raises."""
+        left = await services.submit(self.request, principal, self.attachments)
+        return {**rate_limit_headers(left), "x-inference-id": self.request.id}
 
     async def events(self) -> AsyncGenerator[Made, None]:
         """To the end of a request that succeeds. Raises how it failed. To stop listening is to cancel."""

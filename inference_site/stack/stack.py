@@ -96,6 +96,7 @@ class Stack:
             self._manage("dispatcher", "run_dispatcher"),
             self._manage("fleet", "run_fleet"),
             self._manage("metrics", "run_metrics"),
+            self._manage("jobs", "run_jobs"),
             Program("gateway", SITE, gateway, self._environment),
         ]
 
@@ -123,7 +124,7 @@ class Stack:
         weights.result()
         self._supervisor.start_program("daemon")
         prepared.result()
-        for name in ("fleet", "dispatcher", "gateway", "metrics"):
+        for name in ("fleet", "dispatcher", "gateway", "metrics", "jobs"):
             self._supervisor.start_program(name)
 
     def _prepare(self, say: Callable[[str], None]) -> None:
