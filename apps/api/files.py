@@ -37,12 +37,14 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value
 
 
+class Expiry(Strict):
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, BeforeValidator(_number)] = Field(ge=LIFETIMES[0], le=LIFETIMES[1])
+
+
 class FileRequest(Strict):
     purpose: str
-    anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
-    lifetime: Annotated[int | None, BeforeValidator(_number)] = Field(
-        None, alias="expires_after[seconds]", ge=LIFETIMES[0], le=LIFETIMES[1]
-    )
+    expires_after: Expiry | None = None
 
 
 async def upload(request: HttpRequest, principal: Principal) -> HttpResponseBase:
@@ -63,7 +65,7 @@ async def _store(body: FileRequest, principal: Principal, form: Form) -> Uploade
     given = form.files["file"]
     if not given.data:
         raise invalid("file: is empty.", "file")
-    until = timezone.now() + timedelta(seconds=body.lifetime) if body.lifetime else None
+    until = timezone.now() + timedelta(seconds=body.expires_after.seconds) if body.expires_after else None
     new = jobs.NewFile(_SAFE.sub("_", given.name), body.purpose, given.data, until)
     return await in_database(lambda: jobs.file_create(principal.org_id, new))
 

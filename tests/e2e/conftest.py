@@ -128,7 +128,6 @@ def media_stack(
         yield running
 
 
-
 @pytest.fixture(scope="session")
 def fox(media_stack: RunningStack) -> bytes:
     """A recording, spoken by the stack itself."""

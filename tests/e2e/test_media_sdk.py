@@ -17,7 +17,7 @@ from tests.e2e.conftest import RunningStack, until
 
 FORMATS = {"mp3": "mp3", "opus": "opus", "aac": "aac", "flac": "flac", "wav": "pcm_s16le"}  # the codec in each
 CLIP = {"model": "cogvideox-2b", "prompt": "A fox runs.", "size": "64x64", "seconds": "1", "extra_body": {"steps": "2"}}
-deprecated = pytest.mark.filterwarnings("ignore:The Videos API:DeprecationWarning")  # by OpenAI; not here
+deprecated = pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning")  # by OpenAI; not here
 
 
 @pytest.fixture
@@ -44,13 +44,13 @@ def test_speech_of_every_format_can_be_played(client, form: str) -> None:
 
 
 def test_speech_is_sent_as_it_is_made(client) -> None:
-    text = "The first sentence is short. " + "Then the second one is a good deal longer than it, so that it takes time. " * 2
+    text = "The first sentence is short. The second one is longer than it, so that it takes more time."
     with client.audio.speech.with_streaming_response.create(
         model="kokoro-82m", voice="af_heart", input=text, response_format="pcm"
     ) as response:
         pieces = list(response.iter_bytes())
     assert len(pieces) > 1
-    assert sum(map(len, pieces)) > 5 * 2 * 24_000
+    assert sum(map(len, pieces)) > 3 * 2 * 24_000
 
 
 def test_voices_are_known_by_openai_s_names_too(client, media_stack: RunningStack) -> None:
@@ -85,15 +85,15 @@ def hear(client: openai.OpenAI, fox: bytes, **fields):
 
 
 def test_a_recording_is_written_down_in_every_format(client, fox: bytes) -> None:
-    assert "brown fox jumps over the lazy dog" in hear(client, fox).text
-    assert "brown fox" in hear(client, fox, response_format="text")
+    assert "brown fox jumps over the lazy dog" in hear(client, fox).text.lower()
+    assert "brown fox" in hear(client, fox, response_format="text").lower()
     srt, vtt = (hear(client, fox, response_format=form) for form in ("srt", "vtt"))
     assert srt.startswith("1\n00:00:00,000 --> 00:00:0")
     assert vtt.startswith("WEBVTT\n\n00:00:00.000 --> 00:00:0")
     told = hear(client, fox, response_format="verbose_json", timestamp_granularities=["segment"])
     assert (told.language, told.segments[0].start) == ("english", 0)
     assert 2 < told.segments[-1].end <= told.duration + 0.5
-    assert "brown fox" in told.text
+    assert "brown fox" in told.text.lower()
 
 
 def test_a_transcript_is_streamed(client, fox: bytes) -> None:
@@ -119,7 +119,7 @@ def test_embeddings_mean_something_and_are_the_same_in_every_encoding(client) ->
     vectors = embed(client, ["A cat sat.", "A kitten was sitting.", "Interest rates rose."])  # the SDK asks for base64
     assert vectors.shape == (3, 384)
     assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.3
-    np.testing.assert_array_equal(vectors[:1], embed(client, "A cat sat.", encoding_format="float"))
+    np.testing.assert_allclose(vectors[:1], embed(client, "A cat sat.", encoding_format="float"), atol=1e-6)
 
 
 def test_token_ids_are_embedded_as_their_text_is(client) -> None:
@@ -221,7 +221,7 @@ def test_what_a_video_cannot_be_made_from_is_refused_by_name(client) -> None:
 
 def test_files_are_kept_paged_read_and_deleted(client) -> None:
     made = [client.files.create(file=(f"{n}.txt", f"file {n}".encode()), purpose="user_data") for n in range(5)]
-    assert [(file.filename, file.bytes, file.purpose) for file in made][0] == ("0.txt", 6, "user_data")
+    assert (made[0].filename, made[0].bytes, made[0].purpose) == ("0.txt", 6, "user_data")
     paged = client.files.list(purpose="user_data", limit=2, order="asc", after=made[0].id)
     assert [file.id for file in paged] == [file.id for file in made[1:]]  # two pages, by their cursor
     assert client.files.retrieve(made[0].id) == made[0]
@@ -233,7 +233,9 @@ def test_files_are_kept_paged_read_and_deleted(client) -> None:
 
 
 def test_a_file_may_lapse(client) -> None:
-    file = client.files.create(file=("a.txt", b"x"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600})
+    file = client.files.create(
+        file=("a.txt", b"x"), purpose="user_data", expires_after={"anchor": "created_at", "seconds": 3600}
+    )
     assert abs(file.expires_at - file.created_at - 3600) <= 1
 
 
@@ -254,12 +256,27 @@ def test_a_batch_is_answered_line_by_line(client) -> None:
     (answered,) = [json.loads(line) for line in client.files.content(batch.output_file_id).text.splitlines()]
     (failed,) = [json.loads(line) for line in client.files.content(batch.error_file_id).text.splitlines()]
     assert (answered["custom_id"], answered["response"]["status_code"]) == ("line-0", 200)
-    np.testing.assert_allclose(
-        answered["response"]["body"]["data"][0]["embedding"], embed(client, "A cat sat.")[0], atol=1e-5
-    )
+    np.testing.assert_allclose(answered["response"]["body"]["data"][0]["embedding"], embed(client, "A cat sat.")[0], atol=1e-5)
     assert (failed["custom_id"], failed["response"]["body"]["error"]["code"]) == ("line-1", "invalid_value")
     assert batch.id in [found.id for found in client.batches.list(limit=100)]
-    assert client.batches.cancel(batch.id).status == "completed"  # too late
+    with pytest.raises(openai.ConflictError):
+        client.batches.cancel(batch.id)  # too late
+
+
+def test_a_batch_keeps_what_no_database_takes(client) -> None:
+    """Models may say NUL."""
+    body = {
+        "model": "smollm2-135m",
+        "messages": [{"role": "user", "content": "hi"}],
+        "max_tokens": 1,
+        "logit_bias": {"190": 100},
+    }
+    line = {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body}
+    file = client.files.create(file=("lines.jsonl", json.dumps(line).encode()), purpose="batch")
+    batch = client.batches.create(input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h")
+    batch = until(lambda: client.batches.retrieve(batch.id), lambda batch: batch.status == "completed")
+    answered = json.loads(client.files.content(batch.output_file_id).text)
+    assert answered["response"]["body"]["choices"][0]["message"]["content"] == "\0"
 
 
 # --- Models ---
