@@ -232,8 +232,8 @@ def _files(batch: Batch, state: State) -> tuple[bytes, bytes]:
 
 def _written(line: BatchLine, state: State) -> dict[str, Any]:
     missing = {"code": f"batch_{state}", "message": f"The batch was {state} before this line was answered."}
-    error = missing if line.response is None else None
-    return {"id": f"batch_req_{line.pk}", "custom_id": line.custom_id, "response": line.response, "error": error}
+    response, error = (None, missing) if line.response is None else (json.loads(line.response), None)
+    return {"id": f"batch_req_{line.pk}", "custom_id": line.custom_id, "response": response, "error": error}
 
 
 def _joined(lines: Sequence[str]) -> bytes:

@@ -1,4 +1,4 @@
-"""`/ws/chat`: several chats and pictures over one socket, each resumable. docs/api.md has the frames."""
+"""`/ws/chat`: several chats and pictures over one socket, each resumable. docs/api/websocket.md has the frames."""
 
 from __future__ import annotations
 

@@ -37,12 +37,14 @@ def _number(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10 else value
 
 
+class Expiry(Strict):
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, BeforeValidator(_number)] = Field(ge=LIFETIMES[0], le=LIFETIMES[1])
+
+
 class FileRequest(Strict):
     purpose: str
-    anchor: Literal["created_at"] | None = Field(None, alias="expires_after[anchor]")
-    lifetime: Annotated[int | None, BeforeValidator(_number)] = Field(
-        None, alias="expires_after[seconds]", ge=LIFETIMES[0], le=LIFETIMES[1]
-    )
+    expires_after: Expiry | None = None
 
 
 async def upload(request: HttpRequest, principal: Principal) -> HttpResponseBase:
@@ -63,7 +65,7 @@ async def _store(body: FileRequest, principal: Principal, form: Form) -> Uploade
     given = form.files["file"]
     if not given.data:
         raise invalid("file: is empty.", "file")
-    until = timezone.now() + timedelta(seconds=body.lifetime) if body.lifetime else None
+    until = timezone.now() + timedelta(seconds=body.expires_after.seconds) if body.expires_after else None
     new = jobs.NewFile(_SAFE.sub("_", given.name), body.purpose, given.data, until)
     return await in_database(lambda: jobs.file_create(principal.org_id, new))
 
@@ -71,8 +73,10 @@ async def _store(body: FileRequest, principal: Principal, form: Form) -> Uploade
 async def files(request: HttpRequest, principal: Principal) -> HttpResponseBase:
     rows = UploadedFile.objects.filter(org_id=principal.org_id)
     if purpose := request.GET.get("purpose"):
-        rows = rows.filter(purpose=purpose[:30])
-    return JsonResponse(await page_of(request, rows, file_body))
+        if purpose not in (*PURPOSES, jobs.BATCH_OUTPUT):
+            raise invalid(f"purpose: is one of {', '.join((*PURPOSES, jobs.BATCH_OUTPUT))}.", "purpose")
+        rows = rows.filter(purpose=purpose)
+    return JsonResponse(await page_of(request, rows, file_body, also=("purpose",)))
 
 
 async def file(request: HttpRequest, principal: Principal, name: str) -> HttpResponseBase:
@@ -118,7 +122,7 @@ class BatchRequest(Strict):
     input_file_id: Text
     endpoint: str
     completion_window: Literal["24h"]
-    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+    metadata: dict[Annotated[Text, Field(max_length=64)], Annotated[Text, Field(max_length=512)]] | None = Field(
         None, max_length=16
     )
 

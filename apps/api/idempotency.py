@@ -1,4 +1,4 @@
-"""`Idempotency-Key`: a POST that is sent again is executed once, and its answer is given again. docs/api.md has the rules.
+"""`Idempotency-Key`: a POST that is sent again is executed once, and its answer is given again. docs/api/ has the rules.
 
 lua/idempotency.lua documents the keys. A gateway that dies gives its keys back when their lease ends.
 """

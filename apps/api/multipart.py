@@ -21,7 +21,8 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """`fields` are texts; one whose name ends in [] is a list of them. At most one file a name."""
+    """`fields` are texts; those named a[] are a list called a, and a[b] is the member b of an object a. At most one file a
+    name."""
 
     fields: dict[str, Any]
     files: dict[str, Upload]
@@ -42,16 +43,21 @@ def _read(request: HttpRequest) -> Form:
         request.META["CONTENT_LENGTH"] = str(len(request.body))
     fields: dict[str, Any] = {}
     for name in request.POST:
-        values = request.POST.getlist(name)
-        if name.endswith("[]"):
-            fields[name.removesuffix("[]")] = values
-        elif len(values) > 1:
-            raise InvalidRequest(f"{name} is given twice.", code="invalid_form", param=name)
-        else:
-            fields[name] = values[0]
+        _put(fields, name, request.POST.getlist(name))
     files = {}
     for name, uploads in request.FILES.lists():
         if len(uploads) > 1:
             raise InvalidRequest(f"{name}: one file at a time.", code="invalid_form", param=name)
         files[name] = Upload(uploads[0].name or "", uploads[0].read())
     return Form(fields, files)
+
+
+def _put(fields: dict[str, Any], name: str, values: list[str]) -> None:
+    outer, bracket, inner = name.partition("[")
+    members = fields.setdefault(outer, {}) if bracket and inner != "]" else None
+    if (members is None and outer in fields) or not isinstance(members, dict | None) or (inner != "]" and len(values) > 1):
+        raise InvalidRequest(f"{outer} is given twice.", code="invalid_form", param=outer)
+    if members is not None:
+        members[inner.removesuffix("]")] = values[0]
+    else:
+        fields[outer] = values if bracket else values[0]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from django.db.models import Model, Q, QuerySet
 from django.http import HttpRequest
 
-from apps.api.strict import invalid
+from apps.api.strict import invalid, unsupported
 from apps.core.database import in_database
 
 MAX_LIMIT = 100
@@ -25,13 +25,17 @@ class Cursor:
     after: str | None
 
     @classmethod
-    def of(cls, query: Mapping[str, str]) -> Cursor:
-        """Raises InvalidRequest."""
+    def of(cls, query: Mapping[str, str], also: Sequence[str] = ()) -> Cursor:
+        """`also` names what else the list can be asked for. Raises InvalidRequest."""
+        if unknown := set(query) - {"limit", "order", "after", *also}:
+            raise unsupported(min(unknown))
         limit, order = query.get("limit", "20"), query.get("order", "desc")
-        if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:9]) <= MAX_LIMIT):
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 4 and 1 <= int(limit) <= MAX_LIMIT):
             raise invalid(f"limit: is from 1 to {MAX_LIMIT}.", "limit")
         if order not in ("asc", "desc"):
             raise invalid("order: is asc or desc.", "order")
+        if "\0" in query.get("after", ""):
+            raise _no_such_cursor()
         return cls(int(limit), order == "asc", query.get("after") or None)
 
     def page(self, data: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -59,9 +63,11 @@ def page(items: Sequence[dict[str, Any]], query: Mapping[str, str]) -> dict[str,
     return cursor.page(rows[start : start + cursor.limit + 1])
 
 
-async def page_of(request: HttpRequest, rows: QuerySet[M], body: Callable[[M], dict[str, Any]]) -> dict[str, Any]:
+async def page_of(
+    request: HttpRequest, rows: QuerySet[M], body: Callable[[M], dict[str, Any]], also: Sequence[str] = ()
+) -> dict[str, Any]:
     """Of rows that have `created_at`, and a primary key that clients know. Raises InvalidRequest."""
-    cursor = Cursor.of(request.GET)
+    cursor = Cursor.of(request.GET, also)
     found = await in_database(lambda: _read(cursor, rows))
     return cursor.page([body(row) for row in found])
 

@@ -62,10 +62,12 @@ def route(
     max_bytes: int = settings.ENV.max_body_bytes,
     **handlers: Handler,
 ) -> Route:
-    """`{name}` in the path stands for anything without a slash, `{name:path}` for anything."""
+    """`{name}` in the path stands for anything without a slash, `{name:path}` for anything; a NUL, which no store takes, is
+    in no name."""
 
     def group(found: re.Match[str]) -> str:
-        return f"(?P<{found[1]}>{'.+' if found[2] else '[^/]+'})"
+        stands_for = r"[^\0]+" if found[2] else r"[^/\0]+"
+        return f"(?P<{found[1]}>{stands_for})"
 
     return Route(re.compile(_PARAMETER.sub(group, path)), handlers, open, scope, takes, max_bytes)
 

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError
 from apps.api.constraints import AllowedTools, Effort, NamedTool, ResponseFormat, TemplateOptions, Tool, ToolChoice, Tools
 from apps.api.grammar import MAX_CALLS
 from apps.api.messages import Message
-from apps.api.strict import Number, Strict, Text, invalid
+from apps.api.strict import Number, Strict, Text, invalid, unsupported
 from apps.core.errors import InvalidRequest
 from apps.core.types import Priority
 
@@ -217,16 +217,22 @@ def parse(schema: type[_Schema], body: dict[str, Any]) -> _Schema:
 
 
 def _from_pydantic(error: ValidationError) -> InvalidRequest:
-    problem = min(error.errors(include_url=False), key=lambda e: (e["type"] != "extra_forbidden", -len(e["loc"])))
+    problem = min(error.errors(include_url=False), key=_rank)
     param = _path(problem["loc"])
     if problem["type"] == "extra_forbidden":
-        return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
+        return unsupported(param)
     if problem["type"] in ("unknown_type", "unknown_role"):
         param += "." + problem["type"].removeprefix("unknown_")
         return invalid(f"{param}: {problem['msg']}.", param)
     if problem["type"] == "missing":
         return InvalidRequest(f"{param} is required.", code="missing_required_parameter", param=param)
     return invalid(f"{param}: {problem['msg'].removeprefix('Value error, ')}.", param)
+
+
+def _rank(problem: Any) -> tuple[bool, bool, int]:
+    """What is said first: what we do not know; of a union, what is wrong in the member that it seems to be; the innermost."""
+    mismatch = problem["type"].endswith("_type") and problem["type"] != "unknown_type"
+    return problem["type"] != "extra_forbidden", mismatch, -len(problem["loc"])
 
 
 def _path(location: tuple[int | str, ...]) -> str:

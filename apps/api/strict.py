@@ -24,7 +24,7 @@ Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    ignored: ClassVar[frozenset[str]] = frozenset()  # accepted and without effect here; docs/api.md lists them
+    ignored: ClassVar[frozenset[str]] = frozenset()  # accepted and without effect here; docs/api/ lists them
 
 
 def by_type(*types: str, default: str = "") -> Discriminator:
@@ -39,3 +39,7 @@ def by_type(*types: str, default: str = "") -> Discriminator:
 
 def invalid(message: str, param: str) -> InvalidRequest:
     return InvalidRequest(message, code="invalid_value", param=param)
+
+
+def unsupported(param: str) -> InvalidRequest:
+    return InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)

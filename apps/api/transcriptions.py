@@ -18,7 +18,7 @@ from apps.api.errors import error_body
 from apps.api.multipart import Form, read_form
 from apps.api.prepare import find_model
 from apps.api.schemas import Tiered
-from apps.api.strict import Number, Text, invalid
+from apps.api.strict import Number, Text, invalid, unsupported
 from apps.api.subtitles import Segment, Segments, srt, vtt
 from apps.api.work import Job, job
 from apps.core.blobs import keyed
@@ -81,8 +81,7 @@ async def transcriptions(request: HttpRequest, principal: Principal) -> HttpResp
 async def _prepare(body: TranscriptionRequest, principal: Principal, form: Form) -> Job:
     card = await find_model(body.model, principal, {"transcription"}, "transcriptions")
     if unknown := set(form.files) - {"file"}:
-        param = min(unknown)
-        raise InvalidRequest(f"{param} is not supported here.", code="unsupported_parameter", param=param)
+        raise unsupported(min(unknown))
     if "file" not in form.files:
         raise InvalidRequest("file is required.", code="missing_required_parameter", param="file")
     if body.language not in (None, LANGUAGE, "english"):

@@ -116,14 +116,14 @@ class Batch(Claimed):
 
 
 class BatchLine(models.Model):
-    """One request of a batch. `response` is written once."""
+    """One request of a batch. `response` is written once, as text: a model may say NUL, which jsonb refuses."""
 
     batch = models.ForeignKey(Batch, on_delete=models.CASCADE, related_name="lines")
     number = models.PositiveIntegerField()
     custom_id = models.CharField(max_length=200)
     body = models.JSONField()
     generation = models.PositiveIntegerField(default=0)
-    response = models.JSONField(null=True)
+    response = models.TextField(null=True)
     failed = models.BooleanField(default=False)
 
     class Meta:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from apps.jobs.models import ENDS, Batch, BatchLine, Claimed, Delivery, State, U
 CLAIM_SECONDS = 10.0
 KEEP_VIDEO = timedelta(days=1)
 KEEP_OUTPUT = timedelta(days=30)
+BATCH_OUTPUT = "batch_output"  # the purpose of files that batches make
 J = TypeVar("J", bound=Claimed)
 
 
@@ -180,7 +182,7 @@ def batch_cancel(*, org_id: str, batch_id: str) -> Batch:
 
 def line_finish(line: BatchLine, response: Mapping[str, Any], *, failed: bool) -> None:
     """Writes the answer of a line, unless it has one."""
-    BatchLine.objects.filter(pk=line.pk, response__isnull=True).update(response=dict(response), failed=failed)
+    BatchLine.objects.filter(pk=line.pk, response__isnull=True).update(response=json.dumps(response), failed=failed)
 
 
 def line_lost(line: BatchLine) -> None:
@@ -196,7 +198,7 @@ def batch_finish(batch: Batch, state: State, outputs: bytes, errors: bytes) -> b
     made = {}
     for name, data in (("output", outputs), ("error", errors)):
         if data:
-            new = NewFile(f"{batch.pk}_{name}.jsonl", "batch_output", data, keep_until)
+            new = NewFile(f"{batch.pk}_{name}.jsonl", BATCH_OUTPUT, data, keep_until)
             made[f"{name}_file_id"] = file_create(batch.org_id, new).pk
     if end(batch, state, **made):
         return True

@@ -9,10 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import psutil
@@ -26,6 +27,9 @@ from tests.services import ROOT, free_port
 
 STOP_SECONDS = 15
 BROWSER_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+FOX = "The quick brown fox jumps over the lazy dog."
+T = TypeVar("T")
+TINY = ("sd-turbo", "cogvideox-2b", "qwen2.5-vl-3b", "qwen3-14b")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,7 @@ class RunningStack:
         return subprocess.run(command, cwd=ROOT, env=self.env, capture_output=True, text=True, check=True).stdout
 
     def client(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, headers=self.headers, timeout=60)
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=110)
 
 
 @pytest.fixture(scope="session")
@@ -114,3 +118,36 @@ def page(browser: Browser, stack: RunningStack) -> Iterator[Page]:
     """A signed-in operator."""
     with signed_in(browser, stack) as page:
         yield page
+
+
+@pytest.fixture(scope="session")
+def media_stack(
+    tmp_path_factory: pytest.TempPathFactory, smollm2: Path, kokoro: Path, whisper: Path, minilm: Path
+) -> Iterator[RunningStack]:
+    """A stack with every modality: speech, hearing and embeddings are real, what no registry has is tiny. Models are loaded one
+    by one, and requests wait for them, so tests can begin before all are there."""
+    folder = tmp_path_factory.mktemp("media")
+    (folder / "models").mkdir()
+    real = (smollm2, kokoro, whisper, minilm)
+    for weights in real:
+        (folder / "models" / weights.name).symlink_to(weights.resolve())
+    names = [*TINY, *(weights.name for weights in real)]
+    with started(folder, MODELS_DIR=str(folder / "models"), DEMO_MODELS=",".join(names)) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def fox(media_stack: RunningStack) -> bytes:
+    """A recording, spoken by the stack itself."""
+    body = {"model": "kokoro-82m", "voice": "af_heart", "input": FOX, "response_format": "wav"}
+    with media_stack.client() as client:
+        return client.post("/v1/audio/speech", json=body).raise_for_status().content
+
+
+def until(ask: Callable[[], T], good: Callable[[T], bool], seconds: float = 60) -> T:
+    """The first answer that is good."""
+    deadline = time.monotonic() + seconds
+    while not good(answer := ask()):
+        assert time.monotonic() < deadline, answer
+        time.sleep(0.3)
+    return answer

@@ -15,7 +15,7 @@ from apps.api.responses import compaction, store
 from apps.api.responses.schemas import CompactRequest, CreateResponse
 from apps.api.responses.turn import prepare_turn
 from apps.api.schemas import parse
-from apps.api.strict import invalid
+from apps.api.strict import invalid, unsupported
 from apps.core.types import Principal
 from apps.scheduler import services
 
@@ -31,6 +31,8 @@ async def create(request: HttpRequest, principal: Principal) -> HttpResponseBase
 async def retrieve(request: HttpRequest, principal: Principal, response_id: str) -> HttpResponseBase:
     if request.GET.get("stream", "false") != "false":
         raise invalid("stream: a stored response is read whole.", "stream")
+    if unknown := set(request.GET) - {"stream", "include_obfuscation"}:
+        raise unsupported(min(unknown))
     return JsonResponse(await store.response(principal.org_id, response_id))
 
 
