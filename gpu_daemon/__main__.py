@@ -70,6 +70,13 @@ async def _main(config: DaemonConfig, group: Group | None = None) -> None:
 
 
 def main(config: DaemonConfig) -> None:
+    """Never returns by itself: all is saved and said, and taking torch to pieces would take seconds that a successor waits."""
+    _run(config)
+    logging.shutdown()
+    os._exit(0)
+
+
+def _run(config: DaemonConfig) -> None:
     if config.place.ranks == 1:
         asyncio.run(_main(config))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ def find_device(config: DaemonConfig, group: Group | None) -> tuple[str, int]:
     GPUs, or of the CPU that its ranks share."""
     from gpu_daemon.runners.torch_runner import device_memory, pick_device
 
+    gc.collect()
+    gc.freeze()  # what torch brought in stays: looking through it again takes 0.3 s, at each load and now and then
     device = pick_device(config.device, config.place.local_rank) if group is None else str(group.device)
     _, _, free = device_memory(device)
     return device, free * (group.size if group else 1) if device.startswith("cuda") else free // 2

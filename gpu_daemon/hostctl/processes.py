@@ -79,19 +79,23 @@ def listening(daemon: Iterable[Tagged]) -> set[tuple[str, int]]:
 def end(run_dir: Path, ends: Callable[[int], bool], grace_seconds: float) -> int:
     """SIGTERM to the daemons of the epochs that `ends` is true for, SIGKILL to what is left after the grace.
 
-    Looks again until nothing is left, since what is told to leave may start a helper before it does. Returns how many
+    Looks again until nothing is left, since what is told to leave may start a helper before it does. What was told and has
+    outlived its children is killed: `torchrun` takes seconds to say farewell, and has nothing to save. Returns how many
     processes it met. Raises Failed when even SIGKILL does not end one.
     """
     deadline = time.monotonic() + grace_seconds
-    told, met = set[int](), set[int]()
+    told, met, parents = set[int](), set[int](), set[int]()
     while left := [each for each in find(run_dir) if ends(each.epoch)]:
         met |= {each.process.pid for each in left}
+        now = {_parent(each.process) for each in left}
+        parents |= now
         late = time.monotonic() - deadline
         if late > KILL_SECONDS:
             raise Failed(f"process {left[0].process.pid} does not end")
         for process in [each.process for each in left] if late >= 0 else _heads(left):
-            if late >= 0 or process.pid not in told:
-                _signal(process, kill=late >= 0)
+            kill = late >= 0 or process.pid in (told & parents) - now
+            if kill or process.pid not in told:
+                _signal(process, kill=kill)
                 told.add(process.pid)
         time.sleep(POLL_SECONDS)
     return len(met)
