@@ -26,23 +26,26 @@ from apps.fleet.selectors import Assignment, PlacedModel
 
 STATUS_INTERVAL_MS = 500
 SETTLE_SECONDS = 2.0
+UNIT_SECONDS = 60.0  # what one step of media may take: a video's last is its whole decoding
 RECONNECT_SECONDS = (0.25, 0.5, 1.0, 2.0)  # the pause after each failure in a row; the last is for all further ones
 _LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class StuckDetector:
-    """Tells a worker whose step counter stands still while sequences run from one that works."""
+    """Tells a worker whose step counter stands still while sequences run from one that works. What keeps no KV in blocks is
+    media, whose steps may be long and hold up those of text; a process that is frozen says nothing at all, and is found anyway."""
 
     timeout_seconds: float
     _step: int = -1
     _moved: float = field(default_factory=time.monotonic)
 
     def stuck(self, snapshot: WorkerSnapshot, now: float) -> bool:
-        running = any(model.running for model in snapshot.models)
+        running = [model for model in snapshot.models if model.running]
         if snapshot.step != self._step or not running:
             self._step, self._moved = snapshot.step, now
-        return now - self._moved > self.timeout_seconds
+        media = any(model.engine == "continuous" and not model.kv_blocks_total for model in running)
+        return now - self._moved > (UNIT_SECONDS if media else self.timeout_seconds)
 
 
 class WorkerWatch:

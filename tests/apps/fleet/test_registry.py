@@ -10,11 +10,11 @@ from redis.asyncio import Redis
 
 from apps.core.types import ResidentModel, WorkerSnapshot
 from apps.fleet import registry
-from apps.fleet.watch import StuckDetector
+from apps.fleet.watch import UNIT_SECONDS, StuckDetector
 
 
-def snapshot(name: str, *, step: int = 0, running: int = 0) -> WorkerSnapshot:
-    model = ResidentModel("m", "ready", running=running)
+def snapshot(name: str, *, step: int = 0, running: int = 0, blocks: int = 9) -> WorkerSnapshot:
+    model = ResidentModel("m", "ready", running=running, kv_blocks_total=blocks)
     return WorkerSnapshot(name, "a:1", 1, step, "cpu", "individual", False, 10, 5, (model,))
 
 
@@ -75,3 +75,11 @@ def test_a_step_that_stands_still_while_work_runs_is_stuck() -> None:
     assert detector.stuck(snapshot("a", step=1, running=1), start + 6)
     assert not detector.stuck(snapshot("a", step=2, running=1), start + 7)
     assert not detector.stuck(snapshot("a", step=2, running=0), start + 20), "idle is not stuck"
+
+
+def test_a_long_step_of_media_is_waited_for() -> None:
+    detector = StuckDetector(timeout_seconds=5)
+    decoding = snapshot("a", step=1, running=1, blocks=0)
+    assert not detector.stuck(decoding, detector._moved)
+    assert not detector.stuck(decoding, detector._moved + UNIT_SECONDS - 1)
+    assert detector.stuck(decoding, detector._moved + UNIT_SECONDS + 1)
