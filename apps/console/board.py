@@ -22,7 +22,7 @@ from apps.fleet.models import Host, Model, ModeSwitch, Movement, Worker
 from apps.metrics import selectors as metrics
 from apps.scheduler import services
 
-RECENT_SWITCHES, RECENT_MOVEMENTS = 5, 12
+RECENT_SWITCHES, RECENT_MOVEMENTS = 5, 8
 Rates = Mapping[tuple[str, str], float]
 
 

@@ -46,7 +46,7 @@ def put_preview(alive: Alive, *, model: Model, worker: Worker, is_pinned: bool) 
         hint = "" if is_pinned else " Pinned, it may evict others."
         says.insert(0, f"{model} does not fit on {worker}: {foreseen.missing[model.name]}.{hint}")
     elif resident := snapshot.resident(model.name):
-        says.insert(0, f"{model} is {'here' if resident.state == 'ready' else resident.state} already.")
+        says.insert(0, f"{worker} {'has' if resident.state == 'ready' else f'is {resident.state}'} {model} already.")
     says.append(f"It {'is never evicted to make room' if is_pinned else 'may be evicted when a pinned model needs the room'}.")
     loads = tuple(action.load for action in foreseen.actions if action.load)
     unloads = tuple(folder for action in foreseen.actions for folder in action.evict)
@@ -61,8 +61,8 @@ def move_preview(alive: Alive, *, model: Model, source: Worker, target: Worker) 
     if resident is None:
         leaves: tuple[str, ...] = (f"{source} does not hold it now: only the wish goes.",)
     else:
-        when = "then" if there.possible else "only then"
-        leaves = (f"Once {target} serves it, and {when}, it leaves {source}{_running(resident)}.",)
+        verb = "leaves" if there.possible else "would leave"
+        leaves = (f"It {verb} {source} once {target} serves it{_running(resident)}.",)
     return replace(there, says=(*there.says, *leaves))
 
 
@@ -120,14 +120,16 @@ def _told(snapshot: WorkerSnapshot, action: Action) -> list[str]:
         f"{_running(held[folder]) if folder in held else ''}."
         for folder in action.evict
     ]
-    found = next((folder for folder in snapshot.folders if folder.model == action.load), None)
-    if found is not None:
-        free = snapshot.memory_budget_bytes - snapshot.memory_reserved_bytes
-        source = "host memory" if found.in_host_memory else "disk"
-        lines.append(
-            f"Loads {action.load} from {source}: needs at least {_size(found.need_bytes)}, {_size(free)} are free now."
-        )
-    return lines
+    return [*lines, _told_load(snapshot, action.load)] if action.load else lines
+
+
+def _told_load(snapshot: WorkerSnapshot, name: str) -> str:
+    folder = next((folder for folder in snapshot.folders if folder.model == name), None)
+    if folder is None:
+        return f"Loads {name}, if it fits: the worker has not said yet what it needs."
+    free = snapshot.memory_budget_bytes - snapshot.memory_reserved_bytes
+    source = "host memory" if folder.in_host_memory else "disk"
+    return f"Loads {name} from {source}: needs at least {_size(folder.need_bytes)}, {_size(free)} are free now."
 
 
 def _size(count: int) -> str:
