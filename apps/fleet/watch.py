@@ -34,7 +34,7 @@ _LOG = logging.getLogger(__name__)
 @dataclass(slots=True)
 class StuckDetector:
     """Tells a worker whose step counter stands still while sequences run from one that works. What keeps no KV in blocks is
-    media, whose steps may be long and hold up those of text; a process that is frozen says nothing at all, and is found anyway."""
+    media, whose steps may be long and hold up those of text; a frozen process says nothing and is found anyway."""
 
     timeout_seconds: float
     _step: int = -1
