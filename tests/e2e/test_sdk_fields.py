@@ -18,7 +18,7 @@ CASES = [pytest.param(endpoint, name, id=f"{endpoint}: {name}") for endpoint in 
 
 def section(endpoint: Endpoint) -> str:
     page = (ROOT / "docs" / "api" / endpoint.page).read_text()
-    found = re.search(rf"^#+ {endpoint.heading}\n(.*?)(?=^#+ |\Z)", page, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^## {endpoint.heading}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     assert found, f"{endpoint.page} has no section {endpoint.heading}"
     return found[1]
 
