@@ -25,7 +25,7 @@ import pytest
 from tests.bench.fleet import on_stores, say
 
 PROMPTS = 20
-TOKENS = (16, 160)
+TOKENS = (16, 450)
 CAPACITY_SECONDS = 10
 CAPACITY_CLIENTS = 16
 PATCH = pytest.MonkeyPatch()
@@ -36,6 +36,7 @@ class Stream:
     """What one client was given, and when: `at` are the times of its events."""
 
     prompt: int
+    asked: float = field(default_factory=time.monotonic)
     tokens: list[int] = field(default_factory=list)
     at: list[float] = field(default_factory=list)
     outcome: str = ""
@@ -45,8 +46,9 @@ class Stream:
         """The longest after the first token."""
         return max((later - earlier for earlier, later in zip(self.at, self.at[1:], strict=False)), default=0.0)
 
-    def lived(self, start: float, end: float) -> bool:
-        return bool(self.at) and self.at[0] < start and self.at[-1] > end
+    def first(self) -> float:
+        """The wait for the first token."""
+        return (self.at[0] if self.at else time.monotonic()) - self.asked
 
 
 class Bench:
@@ -123,7 +125,12 @@ def percentile(values: Sequence[float], share: float) -> float:
 def report(bench: Bench, streams: list[Stream], references: list[list[int]], spans: list[tuple[float, float]]) -> None:
     failed = [stream for stream in streams if stream.outcome != "succeeded"]
     other = [s for s in streams if s.tokens != references[s.prompt][: len(s.tokens)]]
-    moved = [stream.pause() for stream in streams if any(stream.lived(*span) or touched(stream, span) for span in spans)]
+    firsts = [stream.first() for stream in streams]
+    if firsts:
+        say(
+            f"first token after p50 {statistics.median(firsts):.2f} s, p99 {percentile(firsts, 0.99):.2f} s, longest {max(firsts):.2f} s"
+        )
+    moved = [stream.pause() for stream in streams if any(touched(stream, span) for span in spans)]
     say(f"{len(streams)} requests, {len(failed)} failed, {len(other)} with tokens of their own")
     for stream in failed[:5]:
         say(f"  {stream.outcome}: {stream.error}")
