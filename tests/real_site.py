@@ -78,7 +78,6 @@ async def real_site(redis: Redis, *daemons: DaemonProcess, seconds: float = 150)
         yield
     finally:
         stop.set()
-        for follower in followers:
-            follower.cancel()
-        await asyncio.gather(dispatcher, *followers, return_exceptions=True)
+        await end(*followers)  # gRPC may make a failure of a cancellation, which is followed by another try
+        await asyncio.gather(dispatcher, return_exceptions=True)
         await shared().aclose()
