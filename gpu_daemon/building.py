@@ -18,7 +18,7 @@ from gpu_daemon.errors import LoadFailed
 from gpu_daemon.sizing import Conditions
 
 if TYPE_CHECKING:
-    from gpu_daemon.models import AnyRunner, TextRunner
+    from gpu_daemon.residents import AnyRunner, TextRunner
     from gpu_daemon.runners.parallel import Group
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +77,8 @@ def build(
     if not isinstance(runner, TorchRunner | StaticRunner):
         with PeakMeter(device) as step:
             runner.warm()
+            if device.startswith("cuda"):  # a CPU would be minutes over the largest work
+                runner.stress()
         return runner, max(loading.peak_bytes, loading.held_bytes + step.peak_bytes)
     runner.warm()
     with PeakMeter(device) as step:

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING
 
 import psutil
 
@@ -21,108 +19,27 @@ from gpu_daemon.budget import Budget
 from gpu_daemon.building import build, conditions, find_device, grammars_of, out_of_memory
 from gpu_daemon.config import DaemonConfig
 from gpu_daemon.engine.engine import Engine
-from gpu_daemon.engine.grammar import GrammarCompiler
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.kv_store import HostMemory, KvStore
-from gpu_daemon.engine.picture import Eyes
-from gpu_daemon.engine.sequence import Delta, EngineKind, Sequence
+from gpu_daemon.engine.sequence import Delta, EngineKind
 from gpu_daemon.engine.static_engine import Collector, StaticEngine
 from gpu_daemon.engine.step_scheduler import StepScheduler
-from gpu_daemon.engine.task import Task, TaskRunner
 from gpu_daemon.engine.task_engine import TaskEngine
 from gpu_daemon.engine.turns import DeviceTurns
-from gpu_daemon.errors import InvalidCommand, LoadFailed, ModelNotReady
+from gpu_daemon.errors import LoadFailed, ModelNotReady
 from gpu_daemon.folders import Folder, Folders, require_name
 from gpu_daemon.host_weights import HostWeights, Kept
+from gpu_daemon.residents import AnyEngine, AnyRunner, Loaded, Resident, TextRunner
 from gpu_daemon.sessions import Sessions
 from gpu_daemon.sizing import estimate
 
 if TYPE_CHECKING:
     from gpu_daemon.runners.parallel import Group
-    from gpu_daemon.runners.static_runner import StaticRunner
     from gpu_daemon.runners.torch_runner import TorchRunner
 
 _LOG = logging.getLogger(__name__)
 KV_SHARE = 4  # of the budget, a quarter is one model's KV at most, unless it is said otherwise
 RESCAN_SECONDS = 2.0
-
-
-@runtime_checkable
-class TextRunner(Protocol):
-    """What both engines of text ask of their runners, beside running."""
-
-    max_model_len: int
-    vocab_size: int
-    eos_ids: frozenset[int]
-    weight_bytes: int
-    prefill_ms_per_token: float
-    decode_ms_per_token: float
-
-    @property
-    def eyes(self) -> Eyes | None:
-        """None: the model does not see."""
-
-    def close(self) -> None: ...
-
-
-AnyRunner: TypeAlias = "TorchRunner | StaticRunner | TaskRunner"
-AnyEngine: TypeAlias = Engine | StaticEngine | TaskEngine
-
-
-@dataclass(slots=True)
-class Resident:
-    """One model in memory, or on its way there or out. Sizes are in bytes: `kv` is granted, `measured` is its peak."""
-
-    name: str
-    kind: EngineKind = EngineKind.CONTINUOUS
-    state: str = "loading"  # loading, ready, unloading, failed
-    stage: str = "reading"
-    progress: float = 0.0
-    error: str = ""
-    kv_bytes: int = 0
-    measured_bytes: int = 0
-    runner: AnyRunner | None = None
-    engine: AnyEngine | None = None
-    grammars: GrammarCompiler | None = None  # None: the model's folder has no tokenizer
-    changed: asyncio.Condition = field(default_factory=asyncio.Condition)
-
-    @property
-    def idle_seconds(self) -> float:
-        return time.monotonic() - self.engine.load.used_at if self.engine is not None else 0.0
-
-    @property
-    def text_runner(self) -> TextRunner:
-        """Raises InvalidCommand for a model that is not one of text."""
-        if not isinstance(self.runner, TextRunner):
-            raise InvalidCommand(f"{self.name} does not continue text")
-        return self.runner
-
-    @property
-    def task_runner(self) -> TaskRunner:
-        """Raises InvalidCommand for a model of text."""
-        if self.runner is None or isinstance(self.runner, TextRunner):
-            raise InvalidCommand(f"{self.name} only continues text")
-        return self.runner
-
-    def start(self, sequences: list[Sequence]) -> None:
-        assert isinstance(self.engine, Engine | StaticEngine)
-        self.engine.submit(sequences)
-
-    def start_tasks(self, tasks: list[Task]) -> None:
-        assert isinstance(self.engine, TaskEngine)
-        self.engine.submit(tasks)
-
-
-@dataclass(frozen=True, slots=True)
-class Loaded:
-    """A model that can be run: what a load brings, and what stays of it in host memory."""
-
-    runner: AnyRunner
-    grammars: GrammarCompiler | None
-    measured_bytes: int
-
-    def close(self) -> None:
-        self.runner.close()
 
 
 class Models:
@@ -276,7 +193,7 @@ class Models:
         runner, grammars = resident.runner, resident.grammars
         whole = isinstance(runner, TorchRunner) and self.group is None and runner.eyes is None
         if not isinstance(runner, TorchRunner) or not whole or not self.asleep.has_room_for(runner.weight_bytes):
-            _stop(resident)
+            resident.stop()
             return
         assert resident.engine is not None
         resident.engine.stop()
@@ -295,7 +212,7 @@ class Models:
         for task in (self._prepared, self._rescan):
             task.cancel()
         await asyncio.gather(self._prepared, self._rescan, return_exceptions=True)
-        await asyncio.gather(*(asyncio.to_thread(_stop, resident) for resident in self.residents.values()))
+        await asyncio.gather(*(asyncio.to_thread(resident.stop) for resident in self.residents.values()))
         await asyncio.to_thread(self.sessions.leave)
 
     async def _change(self, resident: Resident, **values: object) -> None:
@@ -313,13 +230,6 @@ class Models:
 def _written(folder: Path) -> int:
     """When the folder's weights were last written: what other weights computed is of no use to these."""
     return max((path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")), default=0)
-
-
-def _stop(resident: Resident) -> None:
-    if resident.engine is not None and resident.runner is not None:
-        resident.engine.stop()
-        resident.runner.close()
-    resident.engine = resident.runner = resident.grammars = None
 
 
 async def _until_idle(residents: list[Resident], grace_seconds: float) -> bool:

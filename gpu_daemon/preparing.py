@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from gpu_daemon import wire
 from gpu_daemon.engine.sequence import Sequence
 from gpu_daemon.errors import InvalidCommand, InvalidGrammar, ModelNotReady
-from gpu_daemon.models import Resident
+from gpu_daemon.residents import Resident
 from protos import inference_pb2 as pb
 
 THREADS = 2  # which also bounds the pictures that are decoded at once

@@ -26,8 +26,9 @@ from gpu_daemon.errors import (
     ModelNotReady,
     StaleEpoch,
 )
-from gpu_daemon.models import Models, Resident
+from gpu_daemon.models import Models
 from gpu_daemon.preparing import Preparing
+from gpu_daemon.residents import Resident
 from protos import inference_pb2 as pb
 from protos import inference_pb2_grpc as pb_grpc
 

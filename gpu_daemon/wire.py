@@ -12,7 +12,8 @@ from gpu_daemon.engine.sequence import Delta, EngineKind, FinishReason, Logprob,
 from gpu_daemon.engine.task import EmbedWork, ImageWork, SpeechWork, Task, TaskRunner, TranscribeWork, VideoWork, Work
 from gpu_daemon.errors import InvalidCommand
 from gpu_daemon.folders import Folder
-from gpu_daemon.models import Models, Resident, TextRunner
+from gpu_daemon.models import Models
+from gpu_daemon.residents import Resident, TextRunner
 from protos import inference_pb2 as pb
 
 MAX_CHOICES = 2048  # embeddings come in such crowds

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import time
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 
 import torch
 
-from gpu_daemon.bench.text import say
+from gpu_daemon.bench import common
+from gpu_daemon.bench.common import say
 from gpu_daemon.engine.task import ImageWork, Task, VideoWork
 from gpu_daemon.runners.denoiser import Denoiser
 from gpu_daemon.runners.image import ImageRunner
 from gpu_daemon.runners.tiny.tokenizers import clip_tokenizer, t5_tokenizer
-from gpu_daemon.runners.torch_runner import pick_device, set_threads
 from gpu_daemon.runners.video import VideoRunner
 
 _RECIPES = Path(__file__).parents[2] / "fixtures" / "tiny"
@@ -48,7 +47,6 @@ def build(name: str, device: str, tiny: bool) -> Denoiser[Any]:
     """A runner whose weights are random, in the types that a loaded one has."""
     runner, recipe = _RUNNERS[name], json.loads((_RECIPES / f"{name}.json").read_text())
     half = torch.float16 if device.startswith("cuda") else torch.float32
-    torch.manual_seed(0)
     parts: dict[str, Any] = {}
     for part, kind in runner.PARTS.items():
         if part == "tokenizer":
@@ -101,28 +99,14 @@ def run(runner: Denoiser[Any], going: list[Task]) -> tuple[float, float]:
     return time.perf_counter() - started, longest
 
 
-def peak_gib(device: str) -> float:
-    """Of the device's memory, or of this process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
 def main(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gpu_daemon.bench", description=__doc__)
-    parser.add_argument("--model", choices=sorted(_RUNNERS), required=True)
-    parser.add_argument("--tiny", action="store_true", help="the small network of the same architecture")
-    parser.add_argument("--device", default="auto", help="cpu, cuda:N, or auto")
-    parser.add_argument("--threads", type=int, default=1, help="of a CPU; 0 is one a core")
+    parser = common.options(__doc__, _RUNNERS)
     parser.add_argument("--batches", type=int, nargs="+", help="how many are made together; images: 1 8, videos: 1")
     parser.add_argument("--steps", type=int, default=0, help="of denoising, instead of the model's own number")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(arguments)
-    device = pick_device(args.device)
-    set_threads(args.threads)
+    device = common.begin(args)
     runner = build(args.model, device, args.tiny)
-    device_name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-    say(args.model + " tiny" * args.tiny, device_name, f"torch {torch.__version__}", f"{runner.weight_bytes / 2**30:.2f} GiB")
     run(runner, tasks(args.model, args.tiny, args.steps, 1))  # the first run is slower than any after it
     say("together", "seconds each", "a second", "one by one", "ratio", "longest step", "peak GiB")
     for count in args.batches or ([1, 8] if args.model == "sd-turbo" else [1]):
@@ -141,5 +125,5 @@ def report(runner: Denoiser[Any], args: argparse.Namespace, count: int, device: 
     both, each = statistics.median(together), statistics.median(alone or together)
     say(
         count, f"{both / count:.3f}", f"{count / both:.2f}", f"{count / each:.2f}", f"{each / both:.2f}",
-        f"{longest:.3f} s", f"{peak_gib(device):.2f}",
+        f"{longest:.3f} s", common.peak_gib(device),
     )  # fmt: skip

@@ -2,14 +2,12 @@
 
 Builds a model from its published numbers with random weights and drives the daemon's own scheduler, cache and runner. Prints
 tokens/s by streams, beside the same work through `model.generate`; the time to a first token; one stream's share of what the
-memory's bandwidth allows; and what bringing KV back from host memory takes against computing it. Needs torch and transformers.
+memory's bandwidth allows; what bringing KV back from host memory takes against computing it; and the peak of memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,18 +15,18 @@ from typing import Any
 import torch
 import transformers
 
+from gpu_daemon.bench import common
+from gpu_daemon.bench.common import say
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.sequence import Sampling, Sequence
 from gpu_daemon.engine.step_scheduler import StepScheduler
-from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device
+from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner
 
 _SMOLLM2 = {"vocab_size": 49152, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}
 _LLAMA = (transformers.LlamaConfig, transformers.LlamaForCausalLM)
 _QWEN3 = (transformers.Qwen3Config, transformers.Qwen3ForCausalLM)
 # The published configurations: (config class, model class), numbers.
 MODELS: dict[str, tuple[tuple[Any, Any], dict[str, Any]]] = {
-    "tiny": (_LLAMA, {**_SMOLLM2, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
-                      "num_key_value_heads": 2}),
     "smollm2-135m": (_LLAMA, {**_SMOLLM2, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
                               "num_attention_heads": 9, "num_key_value_heads": 3, "rope_theta": 100000.0}),
     "smollm2-360m": (_LLAMA, {**_SMOLLM2, "hidden_size": 960, "intermediate_size": 2560, "num_hidden_layers": 32,
@@ -39,19 +37,22 @@ MODELS: dict[str, tuple[tuple[Any, Any], dict[str, Any]]] = {
                            "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "max_position_embeddings": 40960,
                            "rope_theta": 1000000.0, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}),
 }  # fmt: skip
+_TINY = {
+    "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "head_dim": 16,
+}  # fmt: skip
 _PROMPT = 64
 _COPY_BYTES = 1 << 29
 
 
-def build(name: str, device: str) -> transformers.PreTrainedModel:
+def build(name: str, device: str, tiny: bool) -> transformers.PreTrainedModel:
     """The model in bfloat16, its weights random."""
     (config_class, model_class), numbers = MODELS[name]
-    torch.manual_seed(0)
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:
         with torch.device(device):
-            model = model_class(config_class(**numbers))
+            model = model_class(config_class(**numbers | (_TINY if tiny else {})))
     finally:
         torch.set_default_dtype(before)
     return model.eval().requires_grad_(False)
@@ -122,11 +123,6 @@ def _settle(device: str) -> None:
         torch.cuda.synchronize(device)
 
 
-def say(*columns: object) -> None:
-    sys.stdout.write(" ".join(f"{column!s:>16}" for column in columns) + "\n")
-    sys.stdout.flush()
-
-
 def report_streams(bench: Bench, generated: dict[int, float], tokens: int) -> float:
     """The table of streams; returns one stream's tokens a second."""
     say("streams", "tokens/s", "with prefill", "generate", "ratio")
@@ -159,27 +155,22 @@ def report_restore(bench: Bench, tokens: int) -> None:
     )
 
 
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gpu_daemon.bench", description=__doc__)
-    parser.add_argument("--model", choices=sorted(MODELS), required=True)
-    parser.add_argument("--device", default="auto", help="cpu, cuda:N, or auto")
+def main(arguments: list[str]) -> None:
+    parser = common.options(__doc__, MODELS)
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32, 128])
     parser.add_argument("--prompts", type=int, nargs="+", default=[1024, 8000], help="lengths whose first token is timed")
     parser.add_argument("--tokens", type=int, default=64, help="output tokens a stream")
     parser.add_argument("--step-tokens", type=int, default=2048, help="token budget of one step")
     parser.add_argument("--kv-gib", type=float, default=4.0, help="size of the KV cache")
     parser.add_argument("--no-generate", action="store_true", help="leave out `model.generate`")
-    parser.add_argument("--quick", action="store_true", help="few streams, short prompts: does it run at all")
     args = parser.parse_args(arguments)
-    if args.quick:
-        args.streams, args.prompts, args.tokens = args.streams[:2], [256], 8
-    device = pick_device(args.device)
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
-    say(args.model, name, f"torch {torch.__version__}")
-    model = build(args.model, device)
+    if args.tiny:
+        args.streams, args.prompts, args.tokens, args.kv_gib = [1, 8], [256], 8, 0.2
+    device = common.begin(args)
+    model = build(args.model, device, args.tiny)
     generated = {n: 0.0 if args.no_generate else generate(model, device, n, args.tokens) for n in args.streams}
     length = max(*args.prompts, 4096) + args.tokens + 8
-    options = RunnerOptions(device, length, kv_bytes=int(args.kv_gib * 2**30))
+    options = RunnerOptions(device, length, kv_bytes=int(args.kv_gib * 2**30), threads=args.threads)
     bench = Bench(TorchRunner(model, frozenset(), options), args.step_tokens)
     floor = bandwidth(device) / bench.runner.weight_bytes
     alone = report_streams(bench, generated, args.tokens)
@@ -188,3 +179,5 @@ def main(arguments: list[str] | None = None) -> None:
         first, _ = bench.run(1, prompt, 1)
         say(f"prompt {prompt}", f"first {first * 1000:.0f} ms")
     report_restore(bench, min(4096, bench.runner.max_model_len))
+    common.say_peak(device)
+    bench.runner.close()

@@ -118,5 +118,8 @@ class TaskRunner(Protocol):
     def warm(self) -> None:
         """Runs what requests bring, and measures it."""
 
+    def stress(self) -> None:
+        """Runs the largest step there can be, to see what it takes."""
+
     def close(self) -> None:
         """Lets the weights go."""

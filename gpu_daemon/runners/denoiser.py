@@ -25,6 +25,7 @@ from gpu_daemon.runners.pretrained import weight_bytes
 from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 WARM_STEPS = 2
+_STRESS_PIECES = 2  # of a video's decoding: the second has what the first one left
 Picture = TypeVar("Picture", ImageWork, VideoWork)
 
 
@@ -99,6 +100,10 @@ class Denoiser(ABC, Generic[Picture]):
         """Equal for tasks that may go through the network together."""
 
     @abstractmethod
+    def _together(self, work: Picture) -> int:
+        """How many like it go through the network at once."""
+
+    @abstractmethod
     def _predict(self, noisy: Tensor, times: Tensor, group: Many[Denoising[Picture]]) -> Tensor:
         """What the network says of a group: `noisy` is [group, latents], `times` [group]."""
 
@@ -109,6 +114,10 @@ class Denoiser(ABC, Generic[Picture]):
     @abstractmethod
     def _sample_work(self) -> Picture:
         """What requests bring, in `WARM_STEPS` steps."""
+
+    @abstractmethod
+    def _largest_work(self) -> Picture:
+        """What takes the most memory, in one step."""
 
     def _sketch(self, state: Denoising[Picture], guess: Tensor) -> bytes:
         """A JPEG of what the latents are guessed to become, for those who asked for it."""
@@ -168,7 +177,12 @@ class Denoiser(ABC, Generic[Picture]):
         groups: dict[Hashable, list[Denoising[Picture]]] = {}
         for state in states:
             groups.setdefault(self._key(state.work), []).append(state)
-        return [progress for group in groups.values() for progress in self._denoise_group(group)]
+        told = []
+        for group in groups.values():
+            most = self._together(group[0].work)
+            for first in range(0, len(group), most):
+                told += self._denoise_group(group[first : first + most])
+        return told
 
     def _denoise_group(self, group: Many[Denoising[Picture]]) -> list[Progress]:
         noisy = torch.stack([state.schedule.scale_model_input(state.latents, state.time) for state in group])
@@ -192,6 +206,18 @@ class Denoiser(ABC, Generic[Picture]):
         began, denoised, *decoding = self._times(task)
         self.output_ms_per_unit = denoised / patches
         self.input_ms_per_unit = (max(0.0, began - denoised) + sum(decoding)) / patches
+
+    def stress(self) -> None:
+        """Runs the largest steps there can be, to see what they take: of as many as go through the network at once, and of
+        decoding the first of them."""
+        work = self._largest_work()
+        count = min(self.max_tasks, self._together(work))
+        tasks = [Task(0, "stress", 0, choice, work, units=1) for choice in range(count)]
+        for _ in range(1 + _STRESS_PIECES):
+            finished = {progress.task for progress in self.step(tasks) if progress.finished}
+            tasks = [task for task in tasks if task not in finished]
+        for task in tasks:
+            self.drop(task)
 
     def _times(self, task: Task) -> list[float]:
         """Milliseconds of each step of a task."""

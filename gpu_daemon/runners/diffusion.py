@@ -11,6 +11,7 @@ import diffusers
 import torch
 
 from gpu_daemon.errors import LoadFailed
+from gpu_daemon.runners.pretrained import settle
 from gpu_daemon.runners.torch_runner import Report
 
 INDEX = "model_index.json"
@@ -57,7 +58,7 @@ def _load_part(folder: Path, kind: Any, dtype: torch.dtype, device: torch.device
         raise LoadFailed(f"{where} cannot be read ({type(error).__name__})") from None
     if info["missing_keys"] or info["mismatched_keys"]:
         raise LoadFailed(f"{where} has not the weights that its config.json tells of")
-    return network.to(device).eval().requires_grad_(False)
+    return settle(network, device)
 
 
 def _variant(folder: Path) -> str | None:

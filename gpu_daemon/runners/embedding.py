@@ -17,11 +17,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from gpu_daemon.engine.task import EmbedWork, Progress, Task, Work
 from gpu_daemon.errors import InvalidCommand, LoadFailed
+from gpu_daemon.limits import EMBED_TOKENS
 from gpu_daemon.runners.pretrained import load_pretrained, weight_bytes
 from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 MIME = "application/octet-stream"  # float32, little-endian
-_BATCH_TOKENS = 4096  # of a padded batch
 _LONGER = 1.25  # the longest text of a batch than its shortest: padding is computed like tokens
 _MAX_TASKS = {"cpu": 32, "cuda": 256}
 _WARM_TOKENS = (8, 128)
@@ -86,6 +86,10 @@ class EmbeddingRunner:
         self.input_ms_per_unit = long / many
         self.output_ms_per_unit = max(0.0, short - self.input_ms_per_unit * few)
 
+    def stress(self) -> None:
+        """Runs the largest step there can be, to see what it takes: as many of the longest texts as may come together."""
+        self.step([Task(0, "stress", 0, i, EmbedWork((1,) * self.max_tokens), 1) for i in range(self.max_tasks)])
+
     def _time(self, tokens: int) -> float:
         """Milliseconds."""
         started = time.perf_counter()
@@ -114,7 +118,7 @@ def _batches(tasks: Many[Task]) -> Iterator[list[Task]]:
     batch: list[Task] = []
     for task in sorted(tasks, key=lambda task: len(_work(task).token_ids)):
         length = len(_work(task).token_ids)
-        if batch and ((len(batch) + 1) * length > _BATCH_TOKENS or length > _LONGER * len(_work(batch[0]).token_ids)):
+        if batch and ((len(batch) + 1) * length > EMBED_TOKENS or length > _LONGER * len(_work(batch[0]).token_ids)):
             yield batch
             batch = []
         batch.append(task)

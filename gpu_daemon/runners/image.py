@@ -13,15 +13,13 @@ from torch import Tensor
 
 from gpu_daemon.engine.task import ImageWork, Progress, Work
 from gpu_daemon.errors import InvalidCommand
+from gpu_daemon.limits import DECODED_PIXELS, DENOISED_PIXELS, IMAGE_SIDE
 from gpu_daemon.runners.denoiser import WARM_STEPS, Denoiser, Denoising
 from gpu_daemon.runners.media import jpeg, png, to_pixels
 
 _LATENT = 8  # pixels of a latent's side
-_LEAST_SIDE, _MOST_SIDE = 64, 1024
+_LEAST_SIDE = 64
 _MOST_STEPS = 4  # the model is distilled to that few
-# Pixels decoded in one step: the decoder's memory grows with them, and so does everyone's wait. A CPU gains nothing from more
-# than its cache holds, and loses by it: eight images of 256 x 256 take twice as long together as one by one.
-_DECODED_PIXELS = {"cuda": 1 << 20, "cpu": 1 << 14}
 _SKETCH_LATENTS = 16  # a side of a preview at the most: 128 pixels
 _WARM_SIDE = 512
 
@@ -48,8 +46,8 @@ class ImageRunner(Denoiser[ImageWork]):
         if not isinstance(work, ImageWork):
             raise InvalidCommand("this model makes images")
         for side in (work.width, work.height):
-            if side % _LATENT or not _LEAST_SIDE <= side <= _MOST_SIDE:
-                raise InvalidCommand(f"width and height are multiples of {_LATENT} from {_LEAST_SIDE} to {_MOST_SIDE}")
+            if side % _LATENT or not _LEAST_SIDE <= side <= IMAGE_SIDE:
+                raise InvalidCommand(f"width and height are multiples of {_LATENT} from {_LEAST_SIDE} to {IMAGE_SIDE}")
         if not 1 <= work.steps <= _MOST_STEPS:
             raise InvalidCommand(f"this model takes 1 to {_MOST_STEPS} steps")
         if work.guidance:
@@ -64,6 +62,9 @@ class ImageRunner(Denoiser[ImageWork]):
 
     def _key(self, work: ImageWork) -> Hashable:
         return work.width, work.height
+
+    def _together(self, work: ImageWork) -> int:
+        return max(1, DENOISED_PIXELS[self.device.type] // (work.width * work.height))
 
     def _predict(self, noisy: Tensor, times: Tensor, group: Many[Denoising[ImageWork]]) -> Tensor:
         text = torch.stack([state.text for state in group])
@@ -82,7 +83,7 @@ class ImageRunner(Denoiser[ImageWork]):
     def _decode(self, denoised: Many[Denoising[ImageWork]]) -> list[Progress]:
         """Those of the first one's size, as many as one step may decode."""
         first = denoised[0].work
-        most = max(1, _DECODED_PIXELS[self.device.type] // (first.width * first.height))
+        most = max(1, DECODED_PIXELS[self.device.type] // (first.width * first.height))
         batch = [state for state in denoised if self._key(state.work) == self._key(first)][:most]
         images = self._pixels(torch.stack([state.latents for state in batch]))
         return [
@@ -98,3 +99,6 @@ class ImageRunner(Denoiser[ImageWork]):
     def _sample_work(self) -> ImageWork:
         side = min(_WARM_SIDE, int(self._unet.config.sample_size) * _LATENT)
         return ImageWork("warm", side, side, WARM_STEPS, seed=0)
+
+    def _largest_work(self) -> ImageWork:
+        return ImageWork("stress", IMAGE_SIDE, IMAGE_SIDE, 1, seed=0)

@@ -21,10 +21,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_se
 from torch.overrides import TorchFunctionMode
 
 from gpu_daemon.errors import LoadFailed
+from gpu_daemon.limits import PHONEMES
 from gpu_daemon.runners import kokoro_model
 
 SAMPLE_RATE = 24000
-PHONEMES = 510
 _VOICE_SHAPE = (PHONEMES, 1, 256)  # a row for each length of what is said
 _STYLE = 128  # columns of a voice that colour the sound; the rest are its prosody
 
@@ -33,7 +33,8 @@ def load(folder: Path, device: torch.device) -> tuple[KModel, dict[str, Tensor]]
     """(the model, its voices: each [510, 1, 256]). Raises LoadFailed."""
     try:
         model = kokoro_model.load(folder)
-        voices = load_file(folder / "voices.safetensors", device=str(device))
+        found = load_file(folder / "voices.safetensors")
+        voices = {name: voice.to(device, copy=True) for name, voice in found.items()}  # not in the file, which may be replaced
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise LoadFailed(f"{folder.name}: the weights cannot be read ({type(error).__name__})") from None
     if any(voice.shape != _VOICE_SHAPE for voice in voices.values()):

@@ -13,7 +13,7 @@ from gpu_daemon.errors import LoadFailed
 from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 if TYPE_CHECKING:
-    from gpu_daemon.models import AnyRunner
+    from gpu_daemon.residents import AnyRunner
 
 Loader: TypeAlias = "Callable[[Path, RunnerOptions, Report], AnyRunner]"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,14 @@ def load_pretrained(kind: Any, folder: Path, device: str, **options: Any) -> Any
         raise LoadFailed(f"{folder.name}: the weights cannot be read ({type(error).__name__})") from None
     if info["missing_keys"] or info["mismatched_keys"]:
         raise LoadFailed(f"{folder.name}: the weights are not those of its config.json")
+    return settle(model, device)
+
+
+def settle(model: Any, device: str | torch.device) -> Any:
+    """On its device, and there to be run only. A CPU's weights are copied out of the file, which may be replaced."""
+    if torch.device(device).type == "cpu":
+        for tensor in chain(model.parameters(), model.buffers()):
+            tensor.data = tensor.data.clone()
     return model.to(device).eval().requires_grad_(False)
 
 

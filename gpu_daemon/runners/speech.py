@@ -11,6 +11,7 @@ import unicodedata
 import zlib
 from collections.abc import Sequence as Many
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,15 @@ from torch import Tensor
 
 from gpu_daemon.engine.task import Progress, SpeechWork, Task, Work
 from gpu_daemon.errors import InvalidCommand, LoadFailed
+from gpu_daemon.limits import PHONEMES, SPEECH_TASKS
 from gpu_daemon.runners import kokoro_voice
-from gpu_daemon.runners.kokoro_voice import PHONEMES, SAMPLE_RATE, Utterance
+from gpu_daemon.runners.kokoro_voice import SAMPLE_RATE, Utterance
 from gpu_daemon.runners.phonemes import LANGUAGES, MISSING, Phonemes
 from gpu_daemon.runners.pieces import longest, piece_end
 from gpu_daemon.runners.torch_runner import Report, RunnerOptions
 
 MIME = "audio/pcm"  # s16le, mono, 24 kHz
 _SILENCE = bytes(2 * SAMPLE_RATE // 4)  # of a piece that has nothing to say
-_MAX_TASKS = {"cpu": 8, "cuda": 32}
 _SHORT, _LONG = "Hello.", "The quick brown fox jumps over the lazy dog, and the dog, who has seen it all before, sleeps on."
 
 
@@ -52,7 +53,7 @@ class SpeechRunner:
         if not self.voices:
             raise LoadFailed("none of the voices speaks a language that is installed here")
         self._phonemes = Phonemes({name[0] for name in self.voices})
-        self.max_tasks = _MAX_TASKS[torch.device(device).type]
+        self.max_tasks = SPEECH_TASKS[torch.device(device).type]
         self.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
         self.input_ms_per_unit = self.output_ms_per_unit = 0.0
 
@@ -92,14 +93,15 @@ class SpeechRunner:
         ]
 
     def _next(self, task: Task) -> _Piece:
-        """The task's next piece, made shorter until its phonemes fit."""
+        """The task's next piece, made shorter until its phonemes fit: fewer of them when they are spoken slowly, for it is what
+        is heard that takes memory."""
         work = task.work
         assert isinstance(work, SpeechWork), "check() came first"
-        limit = longest(task.done)
+        limit, most = longest(task.done), int(PHONEMES * min(1, work.speed))
         while True:
             end = piece_end(work.text, task.done, limit)
             phonemes = self._phonemes(work.voice[0], work.text[task.done : end])
-            if len(phonemes) <= PHONEMES or limit == 1:
+            if len(phonemes) <= most or limit == 1:
                 return _Piece(task, work, end, phonemes[:PHONEMES])
             limit //= 2
 
@@ -129,6 +131,15 @@ class SpeechRunner:
         short, long = (self._time(w) for w in work)
         self.output_ms_per_unit = long / len(_LONG)
         self.input_ms_per_unit = max(0.0, short - self.output_ms_per_unit * len(_SHORT))
+
+    def stress(self) -> None:
+        """Runs the largest step there can be, to see what it takes: a piece as long as any, beside as many as may come
+        together. Those are short, which saves time: they are padded to the long one, and each sounds by itself."""
+        phonemes = self._phonemes(self.voices[0][0], _LONG)
+        long = "".join(islice(cycle(phonemes), PHONEMES))
+        work = SpeechWork(_LONG, self.voices[0])
+        task = Task(0, "stress", 0, 0, work, len(_LONG))
+        self._say([_Piece(task, work, len(_LONG), said) for said in [long, *[phonemes[:1]] * (self.max_tasks - 1)]])
 
     def _time(self, work: SpeechWork) -> float:
         """Milliseconds, in one piece."""

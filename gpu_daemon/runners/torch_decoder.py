@@ -1,13 +1,12 @@
 """A decoder in plain torch, on any device: the GPU's path, and the reference for the compiled CPU one.
 
 All tokens of a step go through one product each. Attention looks up each sequence's blocks; the decoding ones go together,
-prompts one by one. On CUDA a step that only decodes is captured once for each bucket of batch and context, and replayed.
+prompts one by one. On CUDA a step that only decodes is replayed (graphs.py).
 Of a model that is split over ranks each computes its heads and its part of the inner width and of the vocabulary.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +18,9 @@ from torch.nn import functional
 
 from gpu_daemon.runners.batch import Batch
 from gpu_daemon.runners.cache_shapes import RowLayout
+from gpu_daemon.runners.graphs import Graphs
 from gpu_daemon.runners.parallel import Alone
 from gpu_daemon.runners.weights import Decoder, Layer, moved
-
-_LOG = logging.getLogger(__name__)
-_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +64,12 @@ class TorchDecoder:
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Tensor:
         """Logits of the sampled rows, [rows, vocabulary], on rank 0; keys and values of every token are stored."""
-        logits = self._replay(batch)
+        logits = self._graphs.replay(batch) if self._graphs is not None else None
         logits = self.forward(self._step(batch)) if logits is None else logits
         if len(batch.sampled) and self.group.size > 1:
             width = -(-self.decoder.vocab // self.group.size)  # the last rank's part may be narrower
             logits = self.group.gather(functional.pad(logits, (0, width - logits.shape[-1])), -1)
         return logits[:, : self.decoder.vocab]
-
-    def _replay(self, batch: Batch) -> Tensor | None:
-        """The same from a captured graph; None where there is none."""
-        decodes = not batch.pictured and all(count == 1 for _, count in batch.runs)
-        if self._graphs is None or not decodes or len(batch.runs) > _BUCKETS[-1]:
-            return None
-        return self._graphs.replay(batch)
 
     def forward(self, step: Step) -> Tensor:
         """This rank's part of the logits."""
@@ -144,12 +134,12 @@ class TorchDecoder:
         tables_of = torch.from_numpy(batch.row_table)[rows]
         cos, sin = self.decoder.angles(torch.from_numpy(batch.angles.copy())[:, rows].to(device))
         dtype = self.decoder.dtype
-        seen, hidden = self._seen(tables[tables_of[:decoding]], positions[:decoding])
+        seen, hidden = self.seen(tables[tables_of[:decoding]], positions[:decoding])
         return Step(
             tokens=torch.from_numpy(batch.tokens)[rows].to(device),
             cos=cos[:, None].to(dtype),
             sin=sin[:, None].to(dtype),
-            places=self._places(tables[tables_of], positions[:, None])[:, 0].to(device),
+            places=self.places(tables[tables_of], positions[:, None])[:, 0].to(device),
             seen=seen.to(device),
             hidden=hidden.to(device),
             decoding=decoding,
@@ -158,21 +148,33 @@ class TorchDecoder:
             pictured=tuple((place_of[first], embedding) for first, embedding in batch.pictured),
         )
 
+    def blank_step(self, rows: int, context: int) -> Step:
+        """A decoding step of nobody's rows, which write to the scratch block, for a graph to keep."""
+        d = self.decoder
+        zeros = torch.zeros(rows, dtype=torch.long, device=d.device)
+        angles = torch.zeros(rows, 1, d.head_dim // 2, dtype=d.dtype, device=d.device)
+        return Step(
+            tokens=zeros.clone(), cos=angles.clone(), sin=angles.clone(), places=zeros + self.scratch_place,
+            seen=torch.full((rows, context), self.scratch_place, device=d.device),
+            hidden=torch.zeros(rows, 1, 1, context, dtype=d.dtype, device=d.device),
+            decoding=rows, prompts=(), sampled=torch.arange(rows, device=d.device),
+        )  # fmt: skip
+
     def _prompts(self, batch: Batch, runs: Any, tables: Tensor, first: int) -> tuple[tuple[int, int, int, Tensor], ...]:
         prompts = []
         for table, (begin, count) in runs:
             start = int(batch.positions[begin])
-            places = self._places(tables[table][None], torch.arange(start + count)[None])[0]
+            places = self.places(tables[table][None], torch.arange(start + count)[None])[0]
             prompts.append((first, count, start, places.to(self.decoder.device)))
             first += count
         return tuple(prompts)
 
-    def _places(self, tables: Tensor, positions: Tensor) -> Tensor:
+    def places(self, tables: Tensor, positions: Tensor) -> Tensor:
         """tables [n, blocks], positions [n or 1, m]: the places of those positions, [n, m]."""
         blocks = torch.gather(tables, 1, (positions // self.block_tokens).expand(len(tables), -1))
         return blocks * self.block_tokens + positions % self.block_tokens
 
-    def _seen(self, tables: Tensor, positions: Tensor, width: int = 0) -> tuple[Tensor, Tensor]:
+    def seen(self, tables: Tensor, positions: Tensor, width: int = 0) -> tuple[Tensor, Tensor]:
         """The places decoding rows look at, [rows, context], and the mask over them."""
         if not len(positions):
             return torch.zeros(0, 0, dtype=torch.long), torch.zeros(0, 1, 1, 0, dtype=self.decoder.dtype)
@@ -180,7 +182,7 @@ class TorchDecoder:
         columns = torch.arange(width)[None]
         beyond = columns > positions[:, None]
         reach = columns.clamp(max=tables.shape[1] * self.block_tokens - 1).expand(len(positions), -1)
-        seen = self._places(tables, reach).masked_fill(beyond, self.scratch_place)
+        seen = self.places(tables, reach).masked_fill(beyond, self.scratch_place)
         return seen, _minus_infinity(beyond, self.decoder.dtype)[:, None, None]
 
     # --- The store in host memory ---
@@ -213,77 +215,6 @@ class TorchDecoder:
 
     def close(self) -> None:
         self._graphs = None
-
-
-class Graphs:
-    """CUDA graphs of the decoding step, one for each (batch, context) bucket, over tensors that stay where they are."""
-
-    def __init__(self, owner: TorchDecoder) -> None:
-        self._owner = owner
-        self._captured: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, Step, Tensor]] = {}
-        self._refused = False
-
-    def _add(self, bucket: int, context: int) -> bool:
-        """Whether a step of that size was captured. Sums over ranks may not let themselves be: then steps run uncaptured, which
-        ranks need not agree on, since both ways take the same sums in the same order."""
-        try:
-            self._captured[bucket, context] = self._capture(bucket, context)
-        except RuntimeError:
-            if self._owner.group.size == 1:
-                raise
-            self._refused = True
-            _LOG.exception("decoding steps of this group cannot be captured")
-        return not self._refused
-
-    def replay(self, batch: Batch) -> Tensor | None:
-        """The step's logits, or None where it cannot be captured."""
-        if self._refused:
-            return None
-        rows = len(batch.tokens)
-        bucket = next(size for size in _BUCKETS if size >= rows)
-        context = min(self._owner.length, max(256, 1 << int(batch.positions.max()).bit_length()))
-        if (bucket, context) not in self._captured and not self._add(bucket, context):
-            return None
-        graph, step, logits = self._captured[bucket, context]
-        self._fill(step, batch, rows, context)
-        graph.replay()
-        return logits[torch.from_numpy(batch.sampled).to(logits.device)]
-
-    def _fill(self, step: Step, batch: Batch, rows: int, context: int) -> None:
-        """Copies the batch into the graph's own tensors; rows beyond it write to the scratch block."""
-        owner = self._owner
-        tables, positions = torch.from_numpy(batch.tables)[torch.from_numpy(batch.row_table)], torch.from_numpy(batch.positions)
-        seen, hidden = owner._seen(tables, positions, context)
-        cos, sin = owner.decoder.angles(torch.from_numpy(batch.angles.copy()).to(step.cos.device))
-        places = owner._places(tables, positions[:, None])[:, 0]
-        step.places.fill_(owner.scratch_place)
-        for target, source in (
-            (step.tokens, torch.from_numpy(batch.tokens)),
-            (step.places, places),
-            (step.seen, seen),
-            (step.hidden, hidden),
-            (step.cos, cos[:, None]),
-            (step.sin, sin[:, None]),
-        ):
-            target[:rows].copy_(source, non_blocking=True)
-
-    def _capture(self, rows: int, context: int) -> tuple[torch.cuda.CUDAGraph, Step, Tensor]:
-        owner, d = self._owner, self._owner.decoder
-        zeros = torch.zeros(rows, dtype=torch.long, device=d.device)
-        angles = torch.zeros(rows, 1, d.head_dim // 2, dtype=d.dtype, device=d.device)
-        step = Step(
-            tokens=zeros.clone(), cos=angles.clone(), sin=angles.clone(), places=zeros + owner.scratch_place,
-            seen=torch.full((rows, context), owner.scratch_place, device=d.device),
-            hidden=torch.zeros(rows, 1, 1, context, dtype=d.dtype, device=d.device),
-            decoding=rows, prompts=(), sampled=torch.arange(rows, device=d.device),
-        )  # fmt: skip
-        for _ in range(2):  # cuBLAS and the allocator settle before the capture
-            owner.forward(step)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads' calls, such as those of NCCL's watchdog, do not end a capture that is this thread's own.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            logits = owner.forward(step)
-        return graph, step, logits
 
 
 def _zeros(shape: tuple[int, ...], decoder: Decoder) -> Tensor:

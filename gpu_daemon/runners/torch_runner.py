@@ -151,6 +151,8 @@ class TorchRunner:
             for row, (length, start) in enumerate(lengths)
         ]
         self.run(chunks)
+        if self.eyes is not None:
+            self.eyes.stress(reach)
 
     def block_costs(self) -> BlockCosts:
         """What `warm` measured: bringing a block back against computing it."""

@@ -19,6 +19,7 @@ import transformers
 from gpu_daemon.engine.sequence import Sampling, Sequence
 from gpu_daemon.engine.task import Progress, Task, TranscribeWork, Work
 from gpu_daemon.errors import InvalidCommand, LoadFailed
+from gpu_daemon.limits import WINDOW_TASKS, WINDOWS_HEARD
 from gpu_daemon.runners.pretrained import load_pretrained, weight_bytes
 from gpu_daemon.runners.sampler import sample
 from gpu_daemon.runners.torch_runner import Report, RunnerOptions
@@ -27,8 +28,6 @@ from gpu_daemon.runners.whisper_rules import Rules
 from gpu_daemon.runners.windows import cut_windows
 
 _STEP_TOKENS = 8  # of each task
-_MAX_TASKS = {"cpu": 8, "cuda": 32}
-_HEARD_A_STEP = {"cpu": 1, "cuda": 8}
 _WINDOW_UNITS = 1500
 
 
@@ -67,7 +66,7 @@ class TranscriptionRunner:
         self._model = WhisperModel(model, extractor)
         self._rules = Rules(model.generation_config, model.config.vocab_size, model.config.max_target_positions)
         self._transcripts: dict[Task, _Transcript] = {}
-        self.max_tasks, self._heard_a_step = _MAX_TASKS[kind], _HEARD_A_STEP[kind]
+        self.max_tasks, self._heard_a_step = WINDOW_TASKS[kind], WINDOWS_HEARD[kind]
         self.weight_bytes = weight_bytes(model)
         self.input_ms_per_unit = self.output_ms_per_unit = 0.0
 
@@ -158,6 +157,15 @@ class TranscriptionRunner:
         self._time_window()
         hearing, writing = self._time_window()
         self.input_ms_per_unit, self.output_ms_per_unit = hearing / _WINDOW_UNITS, writing / _STEP_TOKENS
+
+    def stress(self) -> None:
+        """Runs the largest step there can be, to see what it takes: windows heard while all others are being written."""
+        sound = np.zeros(SAMPLE_RATE * WINDOW_SECONDS, np.float32)
+        heard: list[Heard] = []
+        while len(heard) < self.max_tasks:
+            heard += self._model.hear([sound] * min(self._heard_a_step, self.max_tasks - len(heard)))
+        for _ in range(2):  # which fills every window
+            self._model.run([(window, [0] * self._rules.most) for window in heard])
 
     def _time_window(self) -> tuple[float, float]:
         """Milliseconds of hearing a window, and of writing a step's tokens."""

@@ -14,19 +14,18 @@ from torch import Tensor
 
 from gpu_daemon.engine.task import Progress, VideoWork, Work
 from gpu_daemon.errors import InvalidCommand, LoadFailed
+from gpu_daemon.limits import VIDEO_FRAMES, VIDEO_TASKS, VIDEO_TOKENS
 from gpu_daemon.runners.denoiser import WARM_STEPS, Denoiser, Denoising
 from gpu_daemon.runners.media import Mp4, to_pixels
 
 _LATENT = 8  # pixels of a latent's side; a patch has two
 _FRAMES = 4  # frames of a latent after the first, which is one
-_LEAST_FRAMES, _MOST_FRAMES = 9, 49
+_LEAST_FRAMES = 9
 _MOST_STEPS = 50
 _MOST_GUIDANCE = 20.0
 _MOST_FPS = 60
 _LEAST_SIDE, _MOST_SIDE = 64, 720
 _TRAINED_WIDTH = 90  # latents: a model of this size was trained at no other
-_MOST_TASKS = 8
-_FULL_TOKENS = 16_384  # of a forward pass: more of them take longer, and gain nothing
 
 
 class VideoRunner(Denoiser[VideoWork]):
@@ -50,14 +49,14 @@ class VideoRunner(Denoiser[VideoWork]):
         self.text_tokens = int(config.max_text_seq_length)
         self._native = int(config.sample_width) * _LATENT, int(config.sample_height) * _LATENT
         self._blank: Tensor | None = None  # the empty prompt, which guidance leads away from
-        self.max_tasks = max(1, min(_MOST_TASKS, _FULL_TOKENS // self._tokens(self._sample_work())))
+        self.max_tasks = max(1, min(VIDEO_TASKS, VIDEO_TOKENS // self._tokens(self._sample_work())))
 
     def check(self, work: Work) -> None:
         if not isinstance(work, VideoWork):
             raise InvalidCommand("this model makes videos")
         self._check_size(work.width, work.height)
-        if (work.frames - 1) % _FRAMES or not _LEAST_FRAMES <= work.frames <= _MOST_FRAMES:
-            raise InvalidCommand(f"frames are {_FRAMES} n + 1, from {_LEAST_FRAMES} to {_MOST_FRAMES}")
+        if (work.frames - 1) % _FRAMES or not _LEAST_FRAMES <= work.frames <= VIDEO_FRAMES:
+            raise InvalidCommand(f"frames are {_FRAMES} n + 1, from {_LEAST_FRAMES} to {VIDEO_FRAMES}")
         if not 1 <= work.steps <= _MOST_STEPS:
             raise InvalidCommand(f"this model takes 1 to {_MOST_STEPS} steps")
         if not 0 <= work.guidance <= _MOST_GUIDANCE:
@@ -83,6 +82,9 @@ class VideoRunner(Denoiser[VideoWork]):
 
     def _key(self, work: VideoWork) -> Hashable:
         return self._shape(work), _guided(work)
+
+    def _together(self, work: VideoWork) -> int:
+        return max(1, VIDEO_TOKENS // self._tokens(work))
 
     def _tokens(self, work: VideoWork) -> int:
         """Of one task in a forward pass with guidance."""
@@ -131,8 +133,12 @@ class VideoRunner(Denoiser[VideoWork]):
             yield video.finish()
 
     def _sample_work(self) -> VideoWork:
-        frames = _MOST_FRAMES if self.device.type == "cuda" else _LEAST_FRAMES
+        frames = VIDEO_FRAMES if self.device.type == "cuda" else _LEAST_FRAMES
         return VideoWork("warm", *self._native, frames, WARM_STEPS, seed=0)
+
+    def _largest_work(self) -> VideoWork:
+        """Of the model's own size: only those that were trained at no other are large."""
+        return VideoWork("stress", *self._native, VIDEO_FRAMES, 1, seed=0)
 
 
 def _guided(work: VideoWork) -> bool:

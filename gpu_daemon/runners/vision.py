@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from gpu_daemon.engine.picture import Picture
 from gpu_daemon.errors import LoadFailed
+from gpu_daemon.limits import SEEN_TOKENS
 from gpu_daemon.runners.pictures import read_picture
-
-_REMEMBERED_TOKENS = 16_384  # of the pictures seen last, all together
+from gpu_daemon.runners.pretrained import settle
 
 
 class Vision:
@@ -24,7 +25,7 @@ class Vision:
     def __init__(self, model: Any, processor: Qwen2VLImageProcessorPil) -> None:
         """Keeps the tower of `model`; on a CPU in float32, as everything is computed there."""
         tower = model.model.visual
-        self._tower = tower.float() if tower.device.type == "cpu" else tower
+        self._tower = settle(tower.float(), tower.device) if tower.device.type == "cpu" else tower
         self._processor = processor
         self._mean, self._deviation = (
             torch.tensor(values, device=tower.device) for values in (processor.image_mean, processor.image_std)
@@ -41,14 +42,29 @@ class Vision:
         found = self._seen.pop(picture.key, None)
         found = self._embed(picture) if found is None else found
         self._seen[picture.key] = found
-        while len(self._seen) > 1 and sum(map(len, self._seen.values())) > _REMEMBERED_TOKENS:
+        while len(self._seen) > 1 and sum(map(len, self._seen.values())) > SEEN_TOKENS:
             self._seen.popitem(last=False)
         return found
 
     def warm(self) -> None:
         """Looks at something, so that the first picture does not wait for what only the first waits for."""
+        self._embed(self._blank(8, 8))
+
+    def stress(self, tokens: int) -> None:
+        """Looks at as large a picture as there can be in a sequence, while as much is remembered as ever is."""
+        processor = self._processor
+        side = processor.patch_size * processor.merge_size
+        tokens = min(tokens, processor.size["longest_edge"] // side**2)
+        rows = math.isqrt(tokens)
+        blank = self._blank(rows, tokens // rows)
+        width = self._embed(self._blank(2, 2)).shape[-1]
+        self._seen[b""] = torch.ones(SEEN_TOKENS, width, dtype=self._tower.dtype, device=self._tower.device)
+        self._embed(blank)
+        del self._seen[b""]
+
+    def _blank(self, rows: int, columns: int) -> Picture:
         side = self._processor.patch_size * self._processor.merge_size
-        self._embed(Picture(b"", 8, 8, np.zeros((8 * side, 8 * side, 3), np.uint8)))
+        return Picture(b"", rows, columns, np.zeros((rows * side, columns * side, 3), np.uint8))
 
     @torch.inference_mode()
     def _embed(self, picture: Picture) -> Tensor:

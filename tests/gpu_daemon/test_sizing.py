@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from gpu_daemon.errors import LoadFailed
 from gpu_daemon.folders import Folders
-from gpu_daemon.runners.memory import PeakMeter
-from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, set_threads
+from gpu_daemon.runners.tiny.__main__ import make
+from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner
 from gpu_daemon.sizing import Conditions, estimate
 from tests.gpu_daemon import conftest
 from tests.gpu_daemon.conftest import TINY, make_tiny
+from tests.gpu_daemon.peak import LENGTH, SAMPLES, measured_peak
+from tests.services import ROOT
 
 LARGER = {
     "vocab_size": 12_000, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 2, "max_position_embeddings": 1024,
 }  # fmt: skip
+LARGER_VISION = {"depth": 4, "hidden_size": 320, "intermediate_size": 860, "num_heads": 4, "out_hidden_size": 512}
 KV_BYTES = 2**26
 
 
@@ -27,33 +32,55 @@ def make_larger(folder: Path, kind: str, dtype: torch.dtype, monkeypatch: pytest
     """Large enough that what the process needs itself does not count."""
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8} if kind == "qwen2_5_vl" else {}  # as its rope has sections
     monkeypatch.setattr(conftest, "_SIZES", LARGER | heads | {"initializer_range": 0.02})
-    monkeypatch.setattr(conftest, "_VISION", conftest._VISION | {"out_hidden_size": 512})
+    monkeypatch.setattr(conftest, "_VISION", conftest._VISION | LARGER_VISION)
     torch.manual_seed(0)
     model = TINY[kind]()
     model.to(dtype).save_pretrained(folder)
+    if kind == "qwen2_5_vl":
+        Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=1_003_520).save_pretrained(folder)
     return folder
 
 
-def measured_peak(folder: Path) -> int:
-    set_threads(1)
-    options = RunnerOptions(device="cpu", max_model_len=1024, kv_bytes=KV_BYTES, threads=1, rows=256, samples=8)
-    with PeakMeter("cpu") as loading:
-        runner = TorchRunner.load(folder, options, lambda *_: None)
-    runner.warm()
-    with PeakMeter("cpu") as step:
-        runner.stress()
-    runner.close()
-    return max(loading.peak_bytes, loading.held_bytes + step.peak_bytes)
+TEXT = Conditions(cuda=False, length=LENGTH, rows=LENGTH, samples=SAMPLES)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
 @pytest.mark.parametrize("kind", sorted(TINY))
 def test_an_estimate_is_within_a_tenth_of_what_is_measured(tmp_path, kind: str, dtype: torch.dtype, monkeypatch) -> None:
     tiny = make_tiny(tmp_path / "tiny", kind)
-    measured_peak(tiny)  # compiles, and brings in what every model needs
     folder = make_larger(tmp_path / "larger", kind, dtype, monkeypatch)
-    expected = estimate(folder, Conditions(cuda=False, length=1024, rows=256, samples=8))
-    assert measured_peak(folder) == pytest.approx(expected.peak, rel=0.1)
+    assert measured_peak(tiny, folder) == pytest.approx(estimate(folder, TEXT).peak, rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["minilm", "whisper", "kokoro"])
+@pytest.mark.timeout(600)
+def test_so_it_is_with_real_weights(request, name: str) -> None:
+    folder = request.getfixturevalue(name)
+    assert measured_peak(folder) == pytest.approx(estimate(folder, TEXT).peak, rel=0.1)
+
+
+WIDER: dict[str, dict[str, dict[str, Any]]] = {
+    "sd-turbo": {
+        "unet": {"block_out_channels": [64, 128, 256, 256]},
+        "vae": {"block_out_channels": [32, 64, 64, 64]},
+    },
+    "cogvideox-2b": {
+        "transformer": {"num_attention_heads": 8, "attention_head_dim": 32, "sample_height": 16, "sample_width": 16,
+                        "text_embed_dim": 256},
+        "vae": {"block_out_channels": [32, 64, 64, 64], "norm_num_groups": 16},
+        "text_encoder": {"d_model": 256, "d_ff": 1024},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(WIDER))
+@pytest.mark.timeout(600)
+def test_so_it_is_of_pipelines(tmp_path, name: str) -> None:
+    recipe = json.loads((ROOT / "fixtures" / "tiny" / f"{name}.json").read_text())
+    for part, sizes in WIDER[name].items():
+        recipe["components"][part]["config"].update(sizes)
+    make(recipe, tmp_path, seed=1)
+    assert measured_peak(tmp_path) == pytest.approx(estimate(tmp_path, TEXT).peak, rel=0.1)
 
 
 def test_kv_and_weights_are_counted_to_the_byte(tmp_path) -> None:
@@ -88,9 +115,16 @@ def forge_manifest(folder: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps({"model.safetensors": "0" * 64}))
 
 
+def take_sizes(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"vision_config": {"hidden_size": "wide"}}))
+    (folder / "preprocessor_config.json").write_text("{}")
+
+
 @pytest.mark.parametrize(
     ("damage", "why"),
     [
+        (take_sizes, "no sizes to count with"),
         (break_index, "the shard model-2.safetensors is missing"),
         (cut_short, "cut short"),
         (write_nonsense, "damaged"),

@@ -48,6 +48,9 @@ class Counting:
     def drop(self, task: Task) -> None:
         self.dropped.append(task)
 
+    def stress(self) -> None:
+        pass
+
     def warm(self) -> None:
         return
 

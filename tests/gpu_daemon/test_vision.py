@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import re
 from io import BytesIO
 
 import numpy as np
@@ -12,7 +11,6 @@ import torch
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from gpu_daemon import bench_vision
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.picture import Picture, angles
 from gpu_daemon.engine.sequence import Sequence
@@ -219,10 +217,3 @@ def test_a_prompt_has_the_tokens_of_its_pictures(runner, pads: int) -> None:
 def test_the_tokens_of_a_picture_stand_together(runner) -> None:
     with pytest.raises(InvalidCommand):
         place([make_sequence([PAD, PAD, 1, PAD, PAD])], [runner.eyes.read(SQUARE, 0)], PAD)
-
-
-def test_the_benchmark_says_when_the_first_token_came(capsys) -> None:
-    bench_vision.main(["--model", "tiny", "--device", "cpu", "--side", "112", "--kv-gib", "0.2"])
-    printed = capsys.readouterr().out
-    assert "16 tokens" in printed
-    assert len(re.findall(r"(?:first token|seen lately|first) +[1-9]\d* ms", printed)) == 3

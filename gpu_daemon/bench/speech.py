@@ -1,21 +1,22 @@
-"""`python -m gpu_daemon.bench_speech`: how fast this device speaks with Kokoro at full size, without any weights.
+"""How fast this device speaks with Kokoro, at full size and without any weights.
 
 Prints the real-time factor (seconds of work a second of sound) of a text of 500 characters and of the piece that is spoken
-first, how much sooner that is heard, and what a batch of four takes against one by one. Needs torch and kokoro.
+first, how much sooner that is heard, what a batch of four takes against one by one, and the peak of memory.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
+import json
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpu_daemon.bench import common
+from gpu_daemon.bench.common import say
 from gpu_daemon.runners.kokoro_model import build
 from gpu_daemon.runners.kokoro_voice import SAMPLE_RATE, Utterance, fuse, speak
-from gpu_daemon.runners.torch_runner import pick_device, set_threads
 
 CONFIG: dict[str, Any] = {
     "istftnet": {
@@ -30,6 +31,7 @@ CONFIG: dict[str, Any] = {
     },
     "vocab": {},
 }  # fmt: skip
+_TINY = Path(__file__).parents[2] / "fixtures" / "tiny" / "kokoro-82m.json"
 _SPEED = 9.0  # random weights speak slowly; with this a phoneme is about as long as a real one
 _WHOLE, _FIRST, _PIECE = 490, 60, 150  # phonemes
 
@@ -50,22 +52,12 @@ def timed(model: Any, batches: list[list[Utterance]], repeats: int) -> tuple[flo
     return best, sum(map(len, sounds)) / SAMPLE_RATE
 
 
-def say(*columns: object) -> None:
-    sys.stdout.write(" ".join(f"{column!s:>18}" for column in columns) + "\n")
-    sys.stdout.flush()
-
-
-def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gpu_daemon.bench_speech", description=__doc__)
-    parser.add_argument("--device", default="auto", help="cpu, cuda:N, or auto")
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 is one a physical core")
+def main(arguments: list[str]) -> None:
+    parser = common.options(__doc__, ["kokoro-82m"])
     parser.add_argument("--repeats", type=int, default=3, help="runs of which the best counts")
     args = parser.parse_args(arguments)
-    device = pick_device(args.device)
-    set_threads(args.threads)
-    torch.manual_seed(0)
-    model = fuse(build(CONFIG)).to(device)
-    say("kokoro-82m", torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu", f"torch {torch.__version__}")
+    device = common.begin(args)
+    model = fuse(build(_recipe() if args.tiny else CONFIG)).to(device)
     timed(model, [[utterance(_FIRST, 0)]], 1)
     first, first_sound = timed(model, [[utterance(_FIRST, 0)]], args.repeats)
     whole, sound = timed(model, [[utterance(_WHOLE, 0)]], args.repeats)
@@ -81,9 +73,9 @@ def main(arguments: list[str] | None = None) -> None:
         f"{alone / together:.2f}x",
         f"{sound / together:.1f}x realtime",
     )
-    if device.startswith("cuda"):
-        say("peak memory", f"{torch.cuda.max_memory_allocated(device) / 2**30:.2f} GiB")
+    common.say_peak(device)
 
 
-if __name__ == "__main__":
-    main()
+def _recipe() -> dict[str, Any]:
+    config: dict[str, Any] = json.loads(_TINY.read_text())["config"]
+    return config

@@ -1,61 +1,55 @@
-"""`python -m gpu_daemon.bench_vision`: how soon this device answers a picture with Qwen2.5-VL-3B, full size, without weights.
+"""How soon this device answers a picture with Qwen2.5-VL-3B, at full size and without any weights.
 
 Prints what decoding a picture of 1024 x 1024 takes, beside the engine; the time from there to a first token, alone and with the
-picture seen lately; what each of eight streams waits for a token while it comes; and the most memory used. Needs torch and
-transformers.
+picture seen lately; what each of eight streams waits for a token while it comes; and the peak of memory.
 """
 
 from __future__ import annotations
 
-import argparse
 import random
-import sys
 import time
-from collections.abc import Sequence as Many
 from io import BytesIO
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 import transformers
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from gpu_daemon.bench import common
+from gpu_daemon.bench.common import say
 from gpu_daemon.engine.kv_cache import KvCache
 from gpu_daemon.engine.sequence import Sampling, Sequence
 from gpu_daemon.engine.step_scheduler import StepScheduler
-from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner, pick_device, set_threads
+from gpu_daemon.runners.torch_runner import RunnerOptions, TorchRunner
 from gpu_daemon.runners.vision import Vision
 from gpu_daemon.wire import place
 
 _IDS = {"image_token_id": 151655, "video_token_id": 151656, "vision_start_token_id": 151652, "vision_end_token_id": 151653}
 _ROPE = {"rope_type": "default", "rope_theta": 1e6}
-# The published configurations: (text, vision), numbers.
-MODELS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "qwen2.5-vl-3b": (
-        {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
-         "num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 128000,
-         "rope_parameters": {**_ROPE, "mrope_section": [16, 24, 24]}},
-        {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
-         "fullatt_block_indexes": [7, 15, 23, 31]},
-    ),
-    "tiny": (
-        {"vocab_size": 151936, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
-         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
-         "rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}},
-        {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
-         "fullatt_block_indexes": [1]},
-    ),
-}  # fmt: skip
+# (text, vision), numbers: as published, and tiny.
+_FULL: tuple[dict[str, Any], dict[str, Any]] = (
+    {"vocab_size": 151936, "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36,
+     "num_attention_heads": 16, "num_key_value_heads": 2, "max_position_embeddings": 128000,
+     "rope_parameters": {**_ROPE, "mrope_section": [16, 24, 24]}},
+    {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16, "out_hidden_size": 2048,
+     "fullatt_block_indexes": [7, 15, 23, 31]},
+)  # fmt: skip
+_TINY: tuple[dict[str, Any], dict[str, Any]] = (
+    {"vocab_size": 151936, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 8192,
+     "rope_parameters": {**_ROPE, "mrope_section": [2, 3, 3]}},
+    {"depth": 2, "hidden_size": 32, "intermediate_size": 48, "num_heads": 2, "out_hidden_size": 64,
+     "fullatt_block_indexes": [1]},
+)  # fmt: skip
 _WORDS, _STREAMS = 32, 8
 
 
-def build(name: str, device: str) -> transformers.PreTrainedModel:
+def build(device: str, tiny: bool) -> transformers.PreTrainedModel:
     """The model in bfloat16, its weights random."""
-    text, vision = MODELS[name]
+    text, vision = _TINY if tiny else _FULL
     config = transformers.Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **_IDS)
-    torch.manual_seed(0)
     with torch.device(device):
         model = transformers.Qwen2_5_VLForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
     return model.eval().requires_grad_(False)
@@ -125,37 +119,24 @@ def report(bench: Bench, side: int) -> None:
     say(f"beside {_STREAMS} streams", f"first {_ms(first)}", f"longest step {_ms(longest)}")
 
 
-def _peak(device: str) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.startswith("cuda") else psutil.Process().memory_info().rss
-
-
 def _ms(seconds: float) -> str:
     return f"{seconds * 1000:.0f} ms"
 
 
-def say(*columns: object) -> None:
-    sys.stdout.write(" ".join(f"{column!s:>20}" for column in columns) + "\n")
-    sys.stdout.flush()
-
-
-def main(arguments: Many[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m gpu_daemon.bench_vision", description=__doc__)
-    parser.add_argument("--model", choices=sorted(MODELS), default="qwen2.5-vl-3b")
-    parser.add_argument("--device", default="auto", help="cpu, cuda:N, or auto")
+def main(arguments: list[str]) -> None:
+    parser = common.options(__doc__, ["qwen2.5-vl-3b"])
     parser.add_argument("--side", type=int, default=1024, help="of the square picture, in pixels")
     parser.add_argument("--step-tokens", type=int, default=2048, help="token budget of one step")
     parser.add_argument("--kv-gib", type=float, default=2.0, help="size of the KV cache")
     args = parser.parse_args(arguments)
-    device = pick_device(args.device)
-    set_threads(0)
-    say(args.model, torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu", f"torch {torch.__version__}")
-    model = build(args.model, device)
+    device = common.begin(args)
+    if args.tiny:
+        args.side, args.kv_gib = 112, 0.2
+    model = build(device, args.tiny)
     eyes = Vision(model, Qwen2VLImageProcessorPil(min_pixels=56 * 56, max_pixels=12_845_056))
-    options = RunnerOptions(device, 8192, kv_bytes=int(args.kv_gib * 2**30))
+    options = RunnerOptions(device, 8192, kv_bytes=int(args.kv_gib * 2**30), threads=args.threads)
+    runner = TorchRunner(model, frozenset(), options, eyes)
     with torch.inference_mode():
-        report(Bench(TorchRunner(model, frozenset(), options, eyes), eyes, args.step_tokens), args.side)
-    say("memory", f"{_peak(device) / 2**30:.2f} GiB")
-
-
-if __name__ == "__main__":
-    main()
+        report(Bench(runner, eyes, args.step_tokens), args.side)
+    common.say_peak(device)
+    runner.close()
