@@ -127,9 +127,8 @@ def report(bench: Bench, streams: list[Stream], references: list[list[int]], spa
     other = [s for s in streams if s.tokens != references[s.prompt][: len(s.tokens)]]
     firsts = [stream.first() for stream in streams]
     if firsts:
-        say(
-            f"first token after p50 {statistics.median(firsts):.2f} s, p99 {percentile(firsts, 0.99):.2f} s, longest {max(firsts):.2f} s"
-        )
+        say(f"first token after p50 {statistics.median(firsts):.2f} s, p99 {percentile(firsts, 0.99):.2f} s, "
+            f"longest {max(firsts):.2f} s")  # fmt: skip
     moved = [stream.pause() for stream in streams if any(touched(stream, span) for span in spans)]
     say(f"{len(streams)} requests, {len(failed)} failed, {len(other)} with tokens of their own")
     for stream in failed[:5]:
