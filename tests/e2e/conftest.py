@@ -106,7 +106,7 @@ def started(folder: Path, **environment: str) -> Iterator[RunningStack]:
 
 
 def _wait(process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 400
     while "Ctrl-C stops everything" not in log.read_text():
         if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(log.read_text())
