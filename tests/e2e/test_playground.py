@@ -42,7 +42,7 @@ LOADED = """media => new Promise((done, fail) => {
 
 @pytest.fixture(scope="module")
 def studio(media_stack: RunningStack) -> RunningStack:
-    """Every modality, with all its models loaded: the pages say otherwise until then."""
+    """Every modality, with all its models loaded, as far as they fit beside each other: the pages say otherwise until then."""
     _await_all(media_stack, set(MODELS))
     return media_stack
 
@@ -52,7 +52,7 @@ def _await_all(stack: RunningStack, names: set[str]) -> None:
     with stack.client() as client:
         while True:
             states = {model["id"]: model["state"] for model in client.get("/v1/models").json()["data"]}
-            if {name for name, state in states.items() if state == "ready"} >= names:
+            if {name for name, state in states.items() if state in ("ready", "on_demand")} >= names:
                 return
             assert time.monotonic() < deadline, states
             time.sleep(0.5)
