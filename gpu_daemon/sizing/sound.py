@@ -11,7 +11,7 @@ from gpu_daemon.sizing.headers import Tensor, floats
 
 _FRAMES_A_PHONEME = 1.8  # as the published voices speak a long piece, at their own speed
 _WAVES = 7.7  # tensors of the generator's last width that it holds at once
-_COPIES = 3  # that a CPU's convolutions make of them
+_COPIES = 1  # that a CPU's convolutions make of one
 _DICTIONARIES = 230 << 20  # of what turns text into phonemes, in the host's memory
 
 
