@@ -36,7 +36,7 @@ from tests.real_site import DaemonProcess, real_site
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.timeout(400)]
 TINY = ("sd-turbo", "cogvideox-2b", "qwen2.5-vl-3b")
 REAL = ("kokoro-82m", "minilm-l6-v2", "whisper-tiny.en")
-WORD_SECONDS = 0.5  # by then a daemon has heard of a cancellation; shorter steps are taken meanwhile
+WORD_SECONDS = 3.0  # by then a daemon has heard of a cancellation, however busy the machine; shorter steps are taken meanwhile
 AT_ONCE, ROUNDS = 5, 4
 SLACK_BYTES = 48 << 20
 NOISE = np.random.default_rng(1).integers(-3000, 3000, 16_000 * 120, np.int16).astype("<i2").tobytes()
