@@ -141,14 +141,14 @@ def test_tokens_that_do_not_follow_are_refused(compiler) -> None:
 def test_a_hostile_grammar_ends_or_goes_on_soon(compiler, name: str) -> None:
     """Even those that the site refuses: a daemon does not rely on it."""
     rng = random.Random(1)
-    started = time.perf_counter()
+    started = time.process_time()
     try:
         (grammar,) = compiler.compile(lark(REFUSED.get(name) or HARMLESS[name]), [[]])
         for _ in range(10):
             grammar.advance(int(rng.choice(np.flatnonzero(grammar.allowed()).tolist() or [EOS])))
     except InvalidGrammar:
         pass
-    assert time.perf_counter() - started < 4
+    assert time.process_time() - started < 4
 
 
 def test_a_model_keeps_to_its_grammar_beside_others_that_have_none(runner, compiler, tokenizer) -> None:
