@@ -9,7 +9,7 @@ run: .venv/site ## Install, start the whole stack, answer a first chat, keep ser
 	@exec $(PY) manage.py up
 
 test: .venv/dev tools ## Install what tests need and pass them all
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2 --dist loadgroup
 
 # Debian packages of what tests drive: a browser, and an SSH server that they start themselves.
 tools: ## Make sure that tests have chromium and sshd

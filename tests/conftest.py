@@ -11,6 +11,15 @@ from redis.asyncio import Redis
 
 from apps.core.redis import connect
 from apps.fleet.weights import pull
+from tests.services import ROOT
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two processes share the tests: a file is one's, and so is all that drives the two stacks, which are started once."""
+    for item in items:
+        place = item.path.relative_to(ROOT)
+        group = "e2e" if "e2e" in place.parts else str(place)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ import redis
 ROOT = Path(__file__).resolve().parents[1]
 _started: list[tuple[subprocess.Popen[bytes], signal.Signals]] = []
 _folder: list[Path] = []
+_OURS = "TESTS_STARTED_SERVICES"
 
 
 def free_port() -> int:
@@ -39,6 +40,8 @@ def pytest_load_initial_conftests() -> Generator[None, object, object]:
 
 
 def _start_services() -> None:
+    if os.environ.get(_OURS):  # a process of pytest-xdist: what the one before it started is not shared
+        del os.environ["DATABASE_URL"], os.environ["REDIS_URL"]
     folder = Path(tempfile.mkdtemp(prefix="inference-tests-"))
     folder.chmod(0o755)
     _folder.append(folder)
@@ -60,6 +63,7 @@ def _start_services() -> None:
         _start(postgres.command, folder / "postgres.log", signal.SIGINT)
         _until(lambda: create_database(postgres.url), psycopg.Error, folder / "postgres.log")
         os.environ["DATABASE_URL"] = postgres.url
+        os.environ[_OURS] = "1"
     if "REDIS_URL" not in os.environ:
         valkey = Valkey(folder / "valkey", free_port(), secrets.token_hex())
         valkey.prepare()
