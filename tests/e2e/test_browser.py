@@ -60,7 +60,7 @@ def test_stop_ends_an_answer_at_once(page: Page) -> None:
 def test_a_tab_without_a_model_says_how_to_get_one(page: Page) -> None:
     page.get_by_role("tab", name="Images").click()
     expect(page.locator("#images .missing")).to_contain_text("manage.py models pull sd-turbo")
-    expect(page.get_by_label("Model")).to_have_value("")
+    expect(page.locator("#images").get_by_label("Model")).to_have_value("")
     shot(page, "playground-without-model")
 
 

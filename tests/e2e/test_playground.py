@@ -182,7 +182,7 @@ def test_pictures_are_attached_removed_and_seen(page: Page, picture: Path) -> No
     chat.get_by_label("Message").fill("What is this?")
     chat.get_by_role("button", name="Send").click()
     expect(chat.locator(".message.user img")).to_have_count(1)
-    expect(chat.locator(".message.assistant small").last).to_contain_text("GPU-ms predicted", timeout=30_000)
+    expect(chat.locator(".message.assistant small").last).to_contain_text("GPU-ms predicted", timeout=120_000)
     expect(chat.get_by_role("alert")).to_be_hidden()
     shots(page, "playground-vision")
 
