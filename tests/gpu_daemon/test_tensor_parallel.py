@@ -135,7 +135,7 @@ async def answer(client: DaemonClient, prompts: list[list[int]], *, model: str =
     async with client.execute() as stream:
         for i, prompt in enumerate(prompts):
             request = InferenceRequest(str(i), "1", "1", model, (tuple(prompt),), params)
-            await stream.submit(request, attempt=1, epoch=1, generated={0: list(generated)}, timeout_ms=0, cache_salt=b"s")
+            await stream.submit(request, attempt=1, epoch=1, done={0: (list(generated), 0)}, timeout_ms=0, cache_salt=b"s")
         ends = 0
         async for step in stream:
             for delta in step.deltas:
