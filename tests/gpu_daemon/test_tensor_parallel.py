@@ -35,7 +35,7 @@ _SIZES = {
     "vocab_size": 301, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 8,
     "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 1024, "initializer_range": 0.1,
 }  # fmt: skip
-_SMALL_CACHE = 40 * 6 * 2 * 16 * 2 * 32 * 4  # bytes: 40 blocks of one rank's heads
+_SMALL_CACHE = 2 * 40 * 6 * 2 * 16 * 2 * 32 * 4  # bytes: 40 blocks, of the heads of both ranks
 
 
 @pytest.fixture(scope="module")
