@@ -14,6 +14,7 @@ from apps.fleet.weights import pull
 from tests.services import ROOT
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Two processes share the tests: a file is one's, and so is all that drives the two stacks, which are started once."""
     for item in items:

@@ -8,9 +8,12 @@ import tempfile
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.services import _start_services, pytest_unconfigure
+
+if TYPE_CHECKING:
+    from tests.real_site import DaemonProcess
 
 # For what no weights are at hand, a tiny checkpoint of the same architecture.
 TINY = ("sd-turbo", "cogvideox-2b", "qwen2.5-vl-3b")
@@ -52,7 +55,9 @@ def weights(folder: Path, *models: str) -> None:
 
 
 @asynccontextmanager
-async def workers(redis: Any, folder: Path, *loads: tuple[str, ...], arguments: tuple[str, ...] = ()) -> AsyncIterator[None]:
+async def workers(
+    redis: Any, folder: Path, *loads: tuple[str, ...], arguments: tuple[str, ...] = ()
+) -> AsyncIterator[list[DaemonProcess]]:
     """A daemon for each of `loads`, the models that it has, and a dispatcher beside them."""
     from tests.real_site import DaemonProcess, real_site
 
@@ -61,4 +66,4 @@ async def workers(redis: Any, folder: Path, *loads: tuple[str, ...], arguments: 
         for daemon in daemons:
             started.callback(daemon.stop)
         async with real_site(redis, *daemons):
-            yield
+            yield daemons

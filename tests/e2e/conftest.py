@@ -53,7 +53,7 @@ class RunningStack:
         return httpx.Client(base_url=self.url, headers=self.headers, timeout=110)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def models_dir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     """Real weights, and a tiny model that sees."""
     folder = tmp_path_factory.mktemp("models")
@@ -62,15 +62,16 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory, smollm2: Path) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory: pytest.TempPathFactory, models_dir: Path) -> Iterator[RunningStack]:
     """Every embedded service, a real model, one gateway; shared by all e2e tests."""
     with started(tmp_path_factory.mktemp("stack"), MODELS_DIR=str(models_dir)) as running:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A browser of a file's own: while one is open its event loop runs in this thread, where no asynchronous test can."""
     chromium = shutil.which("chromium")
     assert chromium, "the browser tests need chromium; `make tools` says how to get it"
     with sync_playwright() as playwright:
@@ -120,7 +121,7 @@ def page(browser: Browser, stack: RunningStack) -> Iterator[Page]:
         yield page
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def media_stack(
     tmp_path_factory: pytest.TempPathFactory, smollm2: Path, kokoro: Path, whisper: Path, minilm: Path
 ) -> Iterator[RunningStack]:
@@ -136,7 +137,7 @@ def media_stack(
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fox(media_stack: RunningStack) -> bytes:
     """A recording, spoken by the stack itself."""
     body = {"model": "kokoro-82m", "voice": "af_heart", "input": FOX, "response_format": "wav"}

@@ -44,8 +44,10 @@ def make_larger(folder: Path, kind: str, dtype: torch.dtype, monkeypatch: pytest
 TEXT = Conditions(cuda=False, length=LENGTH, rows=LENGTH, samples=SAMPLES)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "f32"])
-@pytest.mark.parametrize("kind", sorted(TINY))
+KINDS = [*((kind, torch.bfloat16) for kind in sorted(TINY)), ("llama", torch.float32)]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), KINDS, ids=[f"{kind}-{dtype.itemsize * 8} bits" for kind, dtype in KINDS])
 def test_an_estimate_is_within_a_tenth_of_what_is_measured(tmp_path, kind: str, dtype: torch.dtype, monkeypatch) -> None:
     tiny = make_tiny(tmp_path / "tiny", kind)
     folder = make_larger(tmp_path / "larger", kind, dtype, monkeypatch)

@@ -189,7 +189,7 @@ async def test_a_stuck_worker_leaves_routing_and_returns_when_it_steps(redis: Re
     worker = await add_worker(daemon)
     detector = watch.StuckDetector(timeout_seconds=0.1)
     monkeypatch.setattr(watch, "StuckDetector", lambda _: detector)
-    busy = pb.ModelStatus(model="m", state=pb.MODEL_STATE_READY, running=1)
+    busy = pb.ModelStatus(model="m", state=pb.MODEL_STATE_READY, running=1, kv_blocks_total=8)
     honest = daemon.status
 
     def with_work() -> pb.DaemonStatus:
