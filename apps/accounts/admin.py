@@ -16,17 +16,10 @@ from unfold.forms import AdminPasswordChangeForm, UserChangeForm, UserCreationFo
 
 from apps.accounts.models import ApiKey, AuditLog, Limits, Organization, Plan, UsageDay, User
 from apps.accounts.services import api_key_create, api_key_revoke, audit
+from apps.core.admin import Audited
 from apps.core.types import Priority
 
 admin.site.unregister(Group)
-
-
-class Audited(ModelAdmin):
-    """An admin whose changes leave an audit row."""
-
-    def save_model(self, request: HttpRequest, obj: Any, form: Any, change: bool) -> None:
-        super().save_model(request, obj, form, change)
-        audit(str(request.user), f"{obj._meta.verbose_name} {'changed' if change else 'created'}", obj)
 
 
 @admin.register(Plan)

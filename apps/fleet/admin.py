@@ -6,9 +6,10 @@ from django.contrib import admin
 from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.template.defaultfilters import filesizeformat
-from unfold.admin import ModelAdmin, TabularInline
+from unfold.admin import TabularInline
 from unfold.decorators import display
 
+from apps.core.admin import Audited
 from apps.fleet.models import Gpu, Host, Model, Placement, Worker
 
 _COLOURS = {"serving": "success", "ready": "success", "draining": "warning", "loading": "info", "wanted": "info"}
@@ -27,7 +28,7 @@ class GpuInline(TabularInline):
 
 
 @admin.register(Model)
-class CatalogueAdmin(ModelAdmin):
+class CatalogueAdmin(Audited):
     list_display = ("name", "modality", "size", "weights", "context_length", "engine", "is_enabled", "placed_on", "licence")
     list_filter = ("modality", "engine", "is_enabled")
     list_editable = ("engine", "is_enabled")
@@ -51,7 +52,7 @@ class CatalogueAdmin(ModelAdmin):
 
 
 @admin.register(Host)
-class HostAdmin(ModelAdmin):
+class HostAdmin(Audited):
     list_display = ("name", "address", "devices", "added_at")
     search_fields = ("name", "address")
     inlines = (GpuInline,)
@@ -65,7 +66,7 @@ class HostAdmin(ModelAdmin):
 
 
 @admin.register(Gpu)
-class GpuAdmin(ModelAdmin):
+class GpuAdmin(Audited):
     list_display = ("host", "device", "name", "memory")
     list_filter = ("host",)
 
@@ -75,7 +76,7 @@ class GpuAdmin(ModelAdmin):
 
 
 @admin.register(Worker)
-class WorkerAdmin(ModelAdmin):
+class WorkerAdmin(Audited):
     list_display = ("name", "host", "gpu", "address", "is_enabled", "status_label", "seen_at", "holds")
     list_filter = ("host", "is_enabled")
     list_editable = ("is_enabled",)
@@ -97,7 +98,7 @@ class WorkerAdmin(ModelAdmin):
 
 
 @admin.register(Placement)
-class PlacementAdmin(ModelAdmin):
+class PlacementAdmin(Audited):
     list_display = ("model", "worker", "engine", "is_pinned", "state_label")
     list_filter = ("worker", "model", "model__engine")
     list_editable = ("is_pinned",)

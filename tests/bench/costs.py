@@ -43,7 +43,7 @@ def sentences(rng: random.Random, characters: int) -> str:
 def speech(rng: random.Random) -> Fields:
     from apps.core.types import SpeechWork
 
-    return {"work": SpeechWork(sentences(rng, rng.randint(10, 400)), "af_heart")}
+    return {"work": SpeechWork(sentences(rng, rng.randint(10, 160)), "af_heart")}
 
 
 def embedding(rng: random.Random) -> Fields:

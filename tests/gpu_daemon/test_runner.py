@@ -89,6 +89,7 @@ def test_preempted_sequences_lose_no_token(tiny_folder) -> None:
     assert preempted == run_all(runner, [make_sequence(p, max_tokens=40, temperature=1.0) for p in prompts])
 
 
+@pytest.mark.timeout(300)
 def test_greedy_tokens_equal_transformers_on_real_weights(smollm2) -> None:
     tokenizer = Tokenizer.from_file(str(smollm2 / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in PROMPTS]

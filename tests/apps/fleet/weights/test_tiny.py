@@ -20,12 +20,12 @@ def digest(models) -> str:
     return hashlib.sha256((models / MODEL / weights.MANIFEST).read_bytes()).hexdigest()
 
 
-def test_the_same_seed_makes_the_same_bytes_and_another_seed_others(tmp_path) -> None:
-    for models, seed in (("a", 0), ("b", 0), ("c", 1)):
-        weights.make_tiny(MODEL, tmp_path / models, quiet, seed=seed)
+def test_the_same_seed_makes_the_same_bytes(tmp_path) -> None:
+    for models in ("a", "b"):
+        weights.make_tiny(MODEL, tmp_path / models, quiet)
         weights.verify(MODEL, tmp_path / models, quiet)
         assert weights.is_tiny(tmp_path / models / MODEL)
-    assert digest(tmp_path / "a") == digest(tmp_path / "b") != digest(tmp_path / "c")
+    assert digest(tmp_path / "a") == digest(tmp_path / "b")
 
 
 def test_a_tiny_one_gives_way_to_another_seed_and_to_real_weights(tmp_path, monkeypatch) -> None:
