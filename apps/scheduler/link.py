@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 
 from django.conf import settings
 from redis.asyncio import Redis
@@ -137,7 +138,7 @@ class WorkerLink:
 
     async def _apply(self, step: StepOutput) -> None:
         """Publishes one step: one transition for all its tokens, one for each request that ended."""
-        self._meter.step(self.others)
+        self._meter.step(self.others, _made(step))
         by_request: defaultdict[str, list[SequenceDelta]] = defaultdict(list)
         for delta in step.deltas:
             running = self.running.get(delta.request_id)
@@ -186,6 +187,15 @@ class WorkerLink:
             message = "The worker could not run this request."
             await queue.finish(self._redis, running.id, Outcome.FAILED, attempt=attempt, code=code, message=message)
         await self.abort(running.id)
+
+
+def _made(step: StepOutput) -> Mapping[str, int]:
+    """Units of media by request."""
+    made: defaultdict[str, int] = defaultdict(int)
+    for delta in step.deltas:
+        if not delta.token_ids:  # a transcript's tokens cost little beside its listening
+            made[delta.request_id] += delta.units
+    return made
 
 
 def _running(lease: Lease) -> RunningRequest:

@@ -1,10 +1,12 @@
-"""How much of a worker's time each request took: every step's time is shared by the sequences that were on the worker."""
+"""How much of a worker's time each request took: every step's time is shared by the sequences that were on the worker. A step
+of media is shared by what each got done in it, since a large picture takes longer than a small one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 
 @dataclass(slots=True)
@@ -33,13 +35,19 @@ class Meter:
         """Of ours, that are on the worker."""
         return sum(spent.choices for spent in self._running.values())
 
-    def step(self, others: int) -> None:
-        """A step ended. `others` are the sequences that other dispatchers have on the worker, by the latest count."""
+    def step(self, others: int, made: Mapping[str, int] = MappingProxyType({})) -> None:
+        """A step ended. `others` are the sequences that other dispatchers have on the worker, by the latest count; `made` are
+        the units of media that each request made in it."""
         now = self._clock()
         elapsed_ms, self._since = (now - self._since) * 1000, now
-        sharing = self.sequences + others
-        for spent in self._running.values():
-            spent.gpu_ms += elapsed_ms * spent.choices / sharing
+        if not self._running:
+            return
+        ours_ms = elapsed_ms * self.sequences / (self.sequences + others)
+        weights = {name: units for name, units in made.items() if units and name in self._running}
+        weights = weights or {name: spent.choices for name, spent in self._running.items()}
+        total = sum(weights.values())
+        for name, weight in weights.items():
+            self._running[name].gpu_ms += ours_ms * weight / total
 
     def count(self, request_id: str, tokens: int, cached_tokens: int) -> None:
         if (spent := self._running.get(request_id)) is not None:

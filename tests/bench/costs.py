@@ -63,15 +63,16 @@ def transcription(rng: random.Random) -> Fields:
 def image(rng: random.Random) -> Fields:
     from apps.core.types import ImageWork
 
-    width, height = (64 * rng.randint(1, 6) for _ in range(2))
+    width, height = (64 * rng.randint(2, 7) for _ in range(2))
     return {"work": ImageWork("a lighthouse", width, height, rng.randint(1, 4)), "n": rng.choice([1, 1, 2])}
 
 
 def video(rng: random.Random) -> Fields:
     from apps.core.types import VideoWork
 
-    width, height = (16 * rng.randint(4, 8) for _ in range(2))
-    return {"work": VideoWork("a lighthouse", width, height, rng.choice([9, 13, 17]), rng.randint(2, 12))}
+    # Far more patches than the 226 tokens of text that each step also takes, as with videos anybody wants.
+    width, height = (16 * rng.randint(12, 18) for _ in range(2))
+    return {"work": VideoWork("a lighthouse", width, height, rng.choice([5, 9, 13]), rng.randint(2, 4))}
 
 
 def chat(rng: random.Random) -> Fields:

@@ -20,7 +20,9 @@ pytestmark = pytest.mark.django_db(transaction=True)
 def made() -> tuple[Worker, Placement]:
     host = Host.objects.create(name="rack1", address="10.0.0.7")
     worker = Worker.objects.create(name="w1", host=host, address="10.0.0.7:9000")
-    model = Model.objects.create(name="a", title="a", modality=Modality.TEXT, parameters=1, weight_bytes=1, published_at="2026-01-01")
+    model = Model.objects.create(
+        name="a", title="a", modality=Modality.TEXT, parameters=1, weight_bytes=1, published_at="2026-01-01"
+    )
     return worker, Placement.objects.create(model=model, worker=worker)
 
 

@@ -63,3 +63,17 @@ def test_a_step_is_shared_by_the_sequences_that_are_there_now() -> None:
     meter.step(others=3)
     assert meter.end("a").gpu_ms == pytest.approx(75 + 50)
     assert meter.sequences == 0
+
+
+def test_a_step_of_media_is_shared_by_what_each_got_done() -> None:
+    now = 0.0
+    meter = Meter(lambda: now)
+    meter.begin("small", 1)
+    meter.begin("large", 1)
+    meter.begin("waiting", 1)
+    now = 0.1
+    meter.step(others=1, made={"small": 10, "large": 65, "another's": 25, "waiting": 0})
+    assert meter.end("small").gpu_ms == pytest.approx(75 * 10 / 75)
+    assert meter.end("large").gpu_ms == pytest.approx(75 * 65 / 75)
+    assert meter.end("waiting").gpu_ms == 0
+    meter.step(others=0, made={})
