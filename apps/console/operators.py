@@ -22,7 +22,8 @@ def costs(request: HttpRequest) -> HttpResponse:
     """The fitted cost models and how well they predict."""
     found = async_to_sync(with_redis)(cost_models)
     rows = [
-        {"model": model, "device": device, "fit": fit, "error_percent": 100 * fit.error if fit else None}
+        {"model": model, "device": device, "fit": fit}
+        | ({"error_percent": 100 * fit.error, "context_ms": 1000 * fit.context_ms} if fit else {})
         for (model, device), fit in found.items()
     ]
     return render(request, "admin/costs.html", {**admin.site.each_context(request), "title": "Cost models", "costs": rows})

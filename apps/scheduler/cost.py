@@ -1,5 +1,6 @@
 """The one cost unit: predicted milliseconds of a worker, linear in the tokens prefilled and decoded, or in the input and output
-units of work that is no text (apps/core/types.py), over what a request takes whatever its size. Pure.
+units of work that is no text (apps/core/types.py), and in their product, since each output attends to all of the input; over
+what a request takes whatever its size. Pure.
 
 A model of it is fitted for each (model, worker class) from finished requests, whose share of the worker's time the
 dispatcher measures (link.py). Until there are enough of them, the worker's own figures stand in.
@@ -40,8 +41,9 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class CostModel:
-    """GPU-ms a token, and a request, with how well it did: `error` is the mean of |predicted - true| / true, `spread` the
-    standard deviation of log(true / predicted), `samples` the (decayed) number of finished requests behind it."""
+    """GPU-ms a token, a request, and a generated token for each of the prompt (`context_ms`), with how well it did: `error` is
+    the mean of |predicted - true| / true, `spread` the standard deviation of log(true / predicted), `samples` the (decayed)
+    number of finished requests behind it."""
 
     prefill_ms: float
     decode_ms: float
@@ -49,9 +51,14 @@ class CostModel:
     samples: float = 0.0
     error: float = 0.0
     spread: float = 0.5
+    context_ms: float = 0.0
 
     def ms(self, prompt_tokens: int, generated: int) -> float:
-        return self.request_ms + self.prefill_ms * prompt_tokens + self.decode_ms * generated
+        return self.request_ms + self.prefill_ms * prompt_tokens + self.token_ms(prompt_tokens) * generated
+
+    def token_ms(self, prompt_tokens: int) -> float:
+        """Of a generated token after a prompt so long."""
+        return self.decode_ms + self.context_ms * prompt_tokens
 
     def interval(self, expected_ms: float) -> tuple[float, float]:
         """Within which four of five outcomes are."""
@@ -64,32 +71,36 @@ def fit(sums: Mapping[str, str]) -> CostModel | None:
     value = {name: float(sums.get(name, 0)) for name in _SUMS}
     if value["n"] < ENOUGH:
         return None
-    products = np.array([[value["".join(sorted(a + b))] for b in "xz1"] for a in "xz1"])
-    prefill, decode, request = _solve(products, np.array([value[a + "y"] for a in "xz1"]))
+    products = np.array([[value["".join(sorted(a + b))] for b in _FEATURES] for a in _FEATURES])
+    prefill, decode, request, context = _solve(products, np.array([value[a + "y"] for a in _FEATURES]))
     done = value["predictions"]
     if not done:
-        return CostModel(prefill, decode, request, value["n"])
-    return CostModel(prefill, decode, request, value["n"], value["error"] / done, math.sqrt(value["spread"] / done))
+        return CostModel(prefill, decode, request, value["n"], context_ms=context)
+    error, spread = value["error"] / done, math.sqrt(value["spread"] / done)
+    return CostModel(prefill, decode, request, value["n"], error, spread, context)
 
 
-_SUMS = ("n", "xx", "xz", "zz", "1x", "1z", "11", "xy", "zy", "1y", "predictions", "error", "spread")
+_FEATURES = "xz1q"  # tokens of the prompt and generated, one, and the product of the first two
+_PAIRS = ("xx", "xz", "zz", "1x", "1z", "11", "qx", "qz", "1q", "qq", "xy", "zy", "1y", "qy")
+_SUMS = ("n", *_PAIRS, "predictions", "error", "spread")
 # Of what fits alike the first is taken: prompts and answers whose lengths always go together cannot be told apart.
-_USED = ((1,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (2,))
+_LINEAR = ((1,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (2,))
+_USED = (*_LINEAR, (3,), *((*used, 3) for used in _LINEAR))
 
 
-def _solve(products: np.ndarray, right: np.ndarray) -> tuple[float, float, float]:
-    """Three unknowns, none negative: of the fits with some of them, which leave the others nil, the best."""
+def _solve(products: np.ndarray, right: np.ndarray) -> list[float]:
+    """As many unknowns as features, none negative: of the fits with some of them, which leave the others nil, the best."""
     scale = 1 / np.sqrt(np.maximum(products.diagonal(), 1e-300))
     products, right = products * np.outer(scale, scale), right * scale
-    best, least = np.zeros(3), 0.0
+    best, least = np.zeros(len(right)), 0.0
     for used in map(list, _USED):
-        found = np.zeros(3)
+        found = np.zeros(len(right))
         found[used] = np.linalg.lstsq(products[np.ix_(used, used)], right[used], rcond=1e-9)[0]
         loss = found @ products @ found - 2 * found @ right
         if (found >= 0).all() and loss < least - 1e-9 * abs(least):
             best, least = found, loss
-    prefill, decode, request = (best * scale).tolist()
-    return prefill, decode, request
+    fitted: list[float] = (best * scale).tolist()
+    return fitted
 
 
 def reported(residents: Iterable[ResidentModel]) -> CostModel:
@@ -102,12 +113,12 @@ def reported(residents: Iterable[ResidentModel]) -> CostModel:
 
 def cheapest(models: Iterable[CostModel]) -> CostModel | None:
     """Of several worker classes that hold a model, the one to price by."""
-    return min(models, key=lambda model: model.decode_ms, default=None)
+    return min(models, key=lambda model: model.ms(EXPECTED_TOKENS, EXPECTED_TOKENS), default=None)
 
 
 def price(request: InferenceRequest, model: CostModel) -> Cost:
     tokens = request.num_choices * _expected(request)
-    return Cost(model.ms(request.num_prompt_tokens, 0), model.decode_ms, tokens)
+    return Cost(model.ms(request.num_prompt_tokens, 0), model.token_ms(request.num_prompt_tokens), tokens)
 
 
 def _expected(request: InferenceRequest) -> int:

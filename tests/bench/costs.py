@@ -1,6 +1,6 @@
 """`python -m tests.bench.costs`: how well a request's cost is predicted, for each modality, on real daemons.
 
-Sixty varied requests, one at a time and then four at once; what is told is of the last ten, whose costs were predicted from
+Eighty varied requests, one at a time and then four at once; what is told is of the last thirty, whose costs were predicted from
 those before: the median of |predicted - true| / true. The noise is what no prediction can do away with: one request sent ten
 times, each predicted by the median of all. `--cpu` has the dispatcher meter the daemon's processor time in the clock's place,
 which other work on the machine does not lengthen.
@@ -26,7 +26,7 @@ from rich.table import Table
 from tests.bench.load import WORDS
 from tests.bench.site import run, weights, workers
 
-COUNT, LAST, REPEATS = 60, 10, 10
+COUNT, LAST, REPEATS = 80, 30, 10
 Fields = dict[str, Any]
 SPENT: dict[str, float] = {}  # GPU-ms by request, as the dispatcher measured them
 SOUND: list[bytes] = []  # what was spoken, for the transcriber to hear
@@ -70,9 +70,8 @@ def image(rng: random.Random) -> Fields:
 def video(rng: random.Random) -> Fields:
     from apps.core.types import VideoWork
 
-    # Far more patches than the 226 tokens of text that each step also takes, as with videos anybody wants.
-    width, height = (16 * rng.randint(12, 18) for _ in range(2))
-    return {"work": VideoWork("a lighthouse", width, height, rng.choice([5, 9, 13]), rng.randint(2, 4))}
+    width, height = (16 * rng.randint(8, 13) for _ in range(2))
+    return {"work": VideoWork("a lighthouse", width, height, rng.choice([9, 13, 17]), rng.randint(2, 4))}
 
 
 def chat(rng: random.Random) -> Fields:

@@ -6,6 +6,7 @@ local s = fields(key)
 local function learn(name, value) s[name] = number(tonumber(s[name] or 0) * 0.99 + value) end
 -- Weighted by 1/y^2: what counts is how far off a prediction is in proportion.
 local w = 1 / math.max(1, y) ^ 2
+local q = x * z
 learn('n', 1)
 learn('xx', w * x * x)
 learn('xz', w * x * z)
@@ -13,9 +14,14 @@ learn('zz', w * z * z)
 learn('1x', w * x)
 learn('1z', w * z)
 learn('11', w)
+learn('qx', w * q * x)
+learn('qz', w * q * z)
+learn('1q', w * q)
+learn('qq', w * q * q)
 learn('xy', w * x * y)
 learn('zy', w * z * y)
 learn('1y', w * y)
+learn('qy', w * q * y)
 if predicted > 0 then
   learn('predictions', 1)
   learn('error', math.abs(predicted - y) / math.max(1, y))

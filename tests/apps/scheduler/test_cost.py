@@ -37,6 +37,13 @@ async def test_what_cannot_be_told_apart_is_put_on_the_output(redis: Redis, rows
     assert (model.prefill_ms, model.decode_ms, model.request_ms) == pytest.approx((0, 2, 0), abs=1e-6)
 
 
+async def test_what_attends_to_all_of_the_input_costs_by_both(redis: Redis) -> None:
+    sizes = [(n, n * steps) for n in range(100, 1000, 100) for steps in range(2, 6)]  # videos: patches, and those of all steps
+    model = await fitted(redis, [(x, z, 50 + 0.2 * z + 0.001 * x * z) for x, z in sizes])
+    assert (model.decode_ms, model.request_ms, model.context_ms) == pytest.approx((0.2, 50, 0.001), rel=1e-3)
+    assert model.ms(2000, 6000) == pytest.approx(50 + 1200 + 12_000, rel=1e-3)
+
+
 async def test_noise_makes_nothing_negative_and_long_requests_do_not_drown_short_ones(redis: Redis) -> None:
     rng = random.Random(1)
     sizes = [(rng.randint(1, 500), rng.randint(1, 100)) for _ in range(300)]
