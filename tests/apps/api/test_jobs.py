@@ -243,7 +243,7 @@ async def test_a_video_outlives_a_flush_and_its_worker(made: Site) -> None:
 @pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
-        ({"size": "640x480"}, "invalid_value", "size"),
+        ({"size": "641x480"}, "invalid_value", "size"),
         ({"frames": 10}, "invalid_value", "frames"),
         ({"frames": 9, "seconds": "1"}, "invalid_value", "frames"),
         ({"seconds": "60", "frames": None}, "invalid_value", "seconds"),
