@@ -237,7 +237,7 @@ async def test_a_video_outlives_a_flush_and_its_worker(made: Site) -> None:
         await made.redis.flushdb()
         busy = await until(lambda: asyncio.sleep(0, next((d for d in made.daemons if d._sequences), None)), made.daemons)
         await made.kill(busy)
-        await until(status_of(headers, video["id"]), ["completed"], seconds=30)
+        await until(status_of(headers, video["id"]), ["completed"], seconds=60)
 
 
 @pytest.mark.parametrize(
