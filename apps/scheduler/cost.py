@@ -85,19 +85,21 @@ _PAIRS = ("xx", "xz", "zz", "1x", "1z", "11", "qx", "qz", "1q", "qq", "xy", "zy"
 _SUMS = ("n", *_PAIRS, "predictions", "error", "spread")
 # Of what fits alike the first is taken: prompts and answers whose lengths always go together cannot be told apart.
 _LINEAR = ((1,), (0,), (0, 1), (1, 2), (0, 2), (0, 1, 2), (2,))
-_USED = (*_LINEAR, (3,), *((*used, 3) for used in _LINEAR))
+_SUBSETS = (*_LINEAR, (3,), *((*used, 3) for used in _LINEAR))
+_USED = np.array([[feature in used for feature in range(len(_FEATURES))] for used in _SUBSETS], float)
 
 
 def _solve(products: np.ndarray, right: np.ndarray) -> list[float]:
-    """As many unknowns as features, none negative: of the fits with some of them, which leave the others nil, the best."""
+    """As many unknowns as features, none negative: of the fits with some of them, which leave the others nil, the best. All are
+    solved in one call, for every request that comes or ends is priced anew."""
     scale = 1 / np.sqrt(np.maximum(products.diagonal(), 1e-300))
     products, right = products * np.outer(scale, scale), right * scale
+    parts = products * _USED[:, :, None] * _USED[:, None, :]
+    fits = np.linalg.pinv(parts, rcond=1e-9, hermitian=True) @ right * _USED
+    losses = np.einsum("fi,ij,fj->f", fits, products, fits) - 2 * fits @ right
     best, least = np.zeros(len(right)), 0.0
-    for used in map(list, _USED):
-        found = np.zeros(len(right))
-        found[used] = np.linalg.lstsq(products[np.ix_(used, used)], right[used], rcond=1e-9)[0]
-        loss = found @ products @ found - 2 * found @ right
-        if (found >= 0).all() and loss < least - 1e-9 * abs(least):
+    for found, loss in zip(fits, losses.tolist(), strict=True):
+        if loss < least - 1e-9 * abs(least) and (found >= 0).all():
             best, least = found, loss
     fitted: list[float] = (best * scale).tolist()
     return fitted

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 
 from django.conf import settings
 from redis.asyncio import Redis
@@ -138,12 +137,12 @@ class WorkerLink:
 
     async def _apply(self, step: StepOutput) -> None:
         """Publishes one step: one transition for all its tokens, one for each request that ended."""
-        self._meter.step(self.others, _made(step))
         by_request: defaultdict[str, list[SequenceDelta]] = defaultdict(list)
         for delta in step.deltas:
             running = self.running.get(delta.request_id)
             if running is not None and running.lease.attempt == delta.attempt:
                 by_request[delta.request_id].append(delta)
+        self._meter.step(self.others, {name: sum(map(_units, deltas)) for name, deltas in by_request.items()})
         emissions = [self.running[request_id].apply(deltas) for request_id, deltas in by_request.items()]
         published = [emission for emission in emissions if emission.deltas]
         if published:
@@ -189,13 +188,9 @@ class WorkerLink:
         await self.abort(running.id)
 
 
-def _made(step: StepOutput) -> Mapping[str, int]:
-    """Units of media by request."""
-    made: defaultdict[str, int] = defaultdict(int)
-    for delta in step.deltas:
-        if not delta.token_ids:  # a transcript's tokens cost little beside its listening
-            made[delta.request_id] += delta.units
-    return made
+def _units(delta: SequenceDelta) -> int:
+    """Of media: a transcript's tokens cost little beside its listening."""
+    return 0 if delta.token_ids else delta.units
 
 
 def _running(lease: Lease) -> RunningRequest:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 
 @dataclass(slots=True)
@@ -35,7 +34,7 @@ class Meter:
         """Of ours, that are on the worker."""
         return sum(spent.choices for spent in self._running.values())
 
-    def step(self, others: int, made: Mapping[str, int] = MappingProxyType({})) -> None:
+    def step(self, others: int, made: Mapping[str, int]) -> None:
         """A step ended. `others` are the sequences that other dispatchers have on the worker, by the latest count; `made` are
         the units of media that each request made in it."""
         now = self._clock()

@@ -64,10 +64,10 @@ def test_a_step_is_shared_by_the_sequences_that_are_there_now() -> None:
     meter.begin("a", 3)
     meter.begin("b", 1)
     now = 0.1
-    meter.step(others=0)
+    meter.step(others=0, made={})
     assert meter.end("b").gpu_ms == pytest.approx(25)
     now = 0.2
-    meter.step(others=3)
+    meter.step(others=3, made={})
     assert meter.end("a").gpu_ms == pytest.approx(75 + 50)
     assert meter.sequences == 0
 
